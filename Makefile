@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# They need Python 3.11 or newer with venv, and make; the rest they fetch by name.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install tools demo test lint format bench contracts clean
+
+help:  ## show these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv with pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+tools: contracts/node_modules/.installed  ## fetch Anvil, forge and the Solidity compiler from npm
+
+contracts/node_modules/.installed: contracts/package.json contracts/install-tools.sh | $(VENV)/.installed
+	contracts/install-tools.sh $(BIN)
+	touch $@
+
+demo: $(VENV)/.installed contracts/node_modules/.installed  ## train, record, anchor, prove, verify, attack
+	$(BIN)/rlhf-audit demo
+
+test: $(VENV)/.installed contracts/node_modules/.installed lint  ## every check and test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile
+
+lint: $(VENV)/.installed  ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## rewrite the layout of the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed contracts/node_modules/.installed  ## run every benchmark
+	$(BIN)/python -m benchmarks all --json
+
+contracts: $(VENV)/.installed contracts/node_modules/.installed  ## compile the contract and rewrite its artifact
+	$(BIN)/python -m rlhf_audit_trail.ledger.chain.build
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) contracts/node_modules contracts/out contracts/cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The verifiable ledger: kernel, store, log, chain."""

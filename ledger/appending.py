@@ -1,0 +1,305 @@
+"""Appending to a log: record, assign, publish, recover.
+
+`record` hands over; the writer thread calls `assign`, which gives indices and extends the
+tree in one transaction; `publish` signs what extends the last signed tree head; `recover`
+is the same check on the same stored state, made when a log is opened.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select, update
+
+from rlhf_audit_trail.ledger.events import Event, encode_entry
+from rlhf_audit_trail.ledger.keys import LogKeys
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.merkle import (
+    consistency_proof,
+    leaf_hash,
+    root_from_nodes,
+    verify_consistency,
+)
+from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, open_tree_head
+from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog, place_of
+from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.tiles import GrowingTree
+from rlhf_audit_trail.ledger.vault import Sealed, Vault
+from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer
+
+__all__ = ["Log", "Pending", "RunClosed", "now_text"]
+
+_LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
+_ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
+_TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
+_HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
+_VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
+
+
+class RunClosed(AuditTrailError):
+    """The run's log was closed; its size and root stand in the registry log."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An encoded entry on its way to the store."""
+
+    seq: int
+    kind: str
+    data: bytes
+    sealed: Sealed | None
+
+
+class Log(StoredLog):
+    """One append-only log with its own origin and keys: everything that writes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        vault: Vault,
+        writer: Writer[Pending],
+        *,
+        number: int,
+        run_id: str,
+        keys: LogKeys,
+        registry: Log | None,
+    ) -> None:
+        """Use `Ledger.open_run` instead; `registry` is None for the registry log itself."""
+        super().__init__(engine, vault, number, keys.origin)
+        self.run_id = run_id
+        self.verifier_keys = keys.verifier_keys
+        self.writer_id = secrets.token_hex(16)
+        self._keys = keys
+        self._registry = registry
+        self._writer = writer
+        self._lock = threading.Lock()  # owns _next_seq and _losses
+        self._next_seq = 0
+        self._losses: list[dict[str, Any]] = []
+        self._tree: GrowingTree | None = None  # owned by the writer thread
+
+    # --- record -----------------------------------------------------------------------
+
+    def record(self, event: Event) -> Receipt:
+        """Hand over one event; see `record_many`."""
+        return self.record_many([event])[0]
+
+    def record_many(self, events: Iterable[Event]) -> list[Receipt]:
+        """Hand over events to be made durable, in order; all are checked before any is taken.
+
+        Raises:
+            InvalidEvent, EntryTooLarge: an event does not fit; nothing was recorded.
+            RunClosed: the run has ended.
+        """
+        events = list(events)
+        if not events:
+            return []
+        if self._closed():
+            raise RunClosed(
+                f"the run {self.run_id} is closed", next_step="open a run with another name"
+            )
+        with self._lock:
+            events = [Event("gap", loss) for loss in self._losses] + events
+            skipped = len(self._losses)
+            self._vault.prepare(events, self.origin)
+            pending = [self._encode(event, self._next_seq + i) for i, event in enumerate(events)]
+            ticket = Ticket(self.run_id, pending)
+            self._writer.submit(ticket)
+            self._next_seq += len(pending)
+            self._losses.clear()
+        return [Receipt(ticket, position) for position in range(skipped, len(pending))]
+
+    def _encode(self, event: Event, seq: int) -> Pending:
+        sealed = None
+        if event.sealed:
+            sealed = self._vault.seal(event, self.origin, place_of(self.writer_id, seq))
+        data = encode_entry(
+            event,
+            run_id=self.run_id,
+            writer_id=self.writer_id,
+            seq=seq,
+            recorded_at=now_text(),
+            commitments=sealed.commitments if sealed else {},
+        )
+        return Pending(seq, event.kind, data, sealed)
+
+    def flush(self) -> None:
+        """Wait until everything handed over so far is durable or known to have failed."""
+        self._writer.flush()
+
+    def note_loss(self, ticket: Ticket[Pending]) -> None:
+        """Remember what could not be stored; the next record begins with a `gap` event."""
+        first, last = ticket.items[0].seq, ticket.items[-1].seq
+        fields = {"writer_id": self.writer_id, "first_seq": first, "last_seq": last}
+        reason = ticket.error.message if ticket.error else "unknown"
+        with self._lock:
+            self._losses.append(fields | {"count": last - first + 1, "reason": reason})
+
+    # --- assign: the writer thread, inside its transaction ---------------------------
+
+    def assign(
+        self, connection: Connection, tickets: Sequence[Ticket[Pending]], *, retry: bool
+    ) -> None:
+        """Give indices to the tickets' entries and store them with their tree."""
+        size = self._size(connection, lock=True)
+        if self._tree is None or self._tree.size != size:  # another process appended
+            self._tree = GrowingTree.restore(size, self._reader(connection))
+        known = self._known(connection, tickets) if retry else {}
+        rows: list[dict[str, Any]] = []
+        vault: list[dict[str, Any]] = []
+        for ticket in tickets:
+            indices = []
+            for item in ticket.items:
+                index = known.get(item.seq, size + len(rows))
+                indices.append(index)
+                if item.seq in known:
+                    continue
+                rows.append(self._row(item, index))
+                if item.sealed:
+                    vault.append(self._vault_row(item.sealed, index))
+            ticket.indices = indices
+        if rows:
+            self._insert(connection, rows, vault)
+
+    def _insert(
+        self, connection: Connection, rows: list[dict[str, Any]], vault: list[dict[str, Any]]
+    ) -> None:
+        tree = self._tree
+        if tree is None:  # assign has just restored it
+            raise RuntimeError("the tree is not loaded")
+        full = tree.append(row["leaf_hash"] for row in rows)
+        connection.execute(_ENTRIES.insert(), rows)
+        if vault:
+            connection.execute(_VAULT.insert(), vault)
+        if full:
+            tiles = [
+                {
+                    "log_number": self.number,
+                    "level": tile.level,
+                    "tile_index": tile.tile_index,
+                    "hashes": tile.hashes,
+                }
+                for tile in full
+            ]
+            connection.execute(_TILES.insert(), tiles)
+        connection.execute(
+            update(_LOGS).where(_LOGS.c.number == self.number).values(size=tree.size)
+        )
+
+    def _row(self, item: Pending, index: int) -> dict[str, Any]:
+        return {
+            "log_number": self.number,
+            "leaf_index": index,
+            "writer_id": self.writer_id,
+            "seq": item.seq,
+            "kind": item.kind,
+            "data": item.data,
+            "leaf_hash": leaf_hash(item.data),
+        }
+
+    def _vault_row(self, sealed: Sealed, index: int) -> dict[str, Any]:
+        return {
+            "log_number": self.number,
+            "leaf_index": index,
+            "subject": sealed.subject,
+            "ciphertext": sealed.ciphertext,
+        }
+
+    def _known(self, connection: Connection, tickets: Sequence[Ticket[Pending]]) -> dict[int, int]:
+        """Return seq to leaf index of entries that an attempt of unknown outcome did store."""
+        seqs = [item.seq for ticket in tickets for item in ticket.items]
+        rows = connection.execute(
+            select(_ENTRIES.c.seq, _ENTRIES.c.leaf_index).where(
+                _ENTRIES.c.log_number == self.number,
+                _ENTRIES.c.writer_id == self.writer_id,
+                _ENTRIES.c.seq.between(min(seqs), max(seqs)),
+            )
+        )
+        return {row.seq: row.leaf_index for row in rows}
+
+    def forget_tree(self) -> None:
+        """Drop the tree in memory; the next append reads it from the store."""
+        self._tree = None
+
+    # --- publish and recover ------------------------------------------------------------
+
+    def publish(self) -> SignedTreeHead:
+        """Sign the log as it stands durably, and store the tree head.
+
+        Idempotent: a size is signed once, and the first note is kept. Only what extends
+        the last signed head is signed.
+
+        Raises:
+            RolledBack, Forked: the store contradicts the last signed head; nothing is signed.
+        """
+        self.flush()
+        with writing(self._engine) as connection:
+            size = self._size(connection, lock=True)
+            last = self._published(connection, None)
+            head = self._check_signed(connection, size, last)
+            if last is not None and last.head.size == size:
+                return last
+            now = datetime.now(UTC)
+            note = self._keys.sign(head, time_s=int(now.timestamp()))
+            signed = open_tree_head(note, self.verifier_keys)  # asserted before it is stored
+            row = {"log_number": self.number, "tree_size": size, "root": head.root}
+            connection.execute(_HEADS.insert(), row | {"note": note, "signed_at": now_text()})
+        return signed
+
+    def recover(self) -> None:
+        """Check the stored tree against the last signed head; raise if they contradict."""
+        with self._engine.connect() as connection:
+            last = self._published(connection, None)
+            self._check_signed(connection, self._size(connection), last)
+
+    def close(self) -> None:
+        """End the run: sign its last head, and enter size and root in the registry log."""
+        if self._registry is None or self._closed():
+            return
+        signed = self.publish()
+        with writing(self._engine) as connection:
+            connection.execute(
+                update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True)
+            )
+        fields: dict[str, Any] = {"run": self.run_id, "origin": self.origin}
+        fields |= {"tree_size": signed.head.size, "root": signed.head.root.hex()}
+        self._registry.record(Event("run.closed", fields)).result()
+
+    def _check_signed(
+        self, connection: Connection, size: int, last: SignedTreeHead | None
+    ) -> TreeHead:
+        """Return the head to sign after showing that it extends the last signed one."""
+        reader = self._reader(connection)
+        if last is not None and size < last.head.size:
+            raise RolledBack(
+                f"{self.origin}: the store has {size:,} entries, "
+                f"but a tree of {last.head.size:,} was signed",
+                next_step="an old copy is in place: restore the newest backup or a mirror",
+            )
+        root = root_from_nodes(size, reader.node)
+        if last is not None and last.head.size:
+            proof = consistency_proof(last.head.size, size, reader.node)
+            try:
+                verify_consistency(last.head.size, last.head.root, size, root, proof)
+            except AuditTrailError as error:
+                raise Forked(
+                    f"{self.origin}: the stored entries are not those that were signed "
+                    f"at size {last.head.size:,}",
+                    next_step="run rlhf-audit fsck to find the entry, then restore it",
+                ) from error
+        return TreeHead(self.origin, size, root)
+
+    def _closed(self) -> bool:
+        with self._engine.connect() as connection:
+            query = select(_LOGS.c.closed).where(_LOGS.c.number == self.number)
+            return bool(connection.scalar(query))
+
+
+def now_text() -> str:
+    """Return the writer's clock as entries carry it, `2026-11-20T10:15:00.123456Z`."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,96 @@
+"""Blobs: bytes too large for an entry, named by their SHA-256.
+
+Small ones lie in the SQL store, large ones in an object store (a local directory by
+default). Trusted for neither: what comes back is hashed before it is handed out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import LocalStore
+from sqlalchemy import Engine, select
+
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.models import BlobRow
+
+__all__ = ["INLINE_BYTES_MAX", "BlobDamaged", "BlobMissing", "BlobStore"]
+
+INLINE_BYTES_MAX: Final = 64 * 1024
+_BLOBS = BlobRow.__table__  # type: ignore[attr-defined]
+
+
+class BlobMissing(AuditTrailError):
+    """No blob of this digest is stored."""
+
+
+class BlobDamaged(AuditTrailError):
+    """The stored bytes have another digest than their name."""
+
+
+class BlobStore:
+    """Puts and gets immutable bytes by digest."""
+
+    def __init__(self, engine: Engine, directory: Path) -> None:
+        """Keep small blobs in `engine`'s database and large ones below `directory`."""
+        self._engine = engine
+        self._objects = LocalStore(str(directory), mkdir=True)
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their SHA-256 in hex; storing them again changes nothing."""
+        digest = hashlib.sha256(data).hexdigest()
+        inline = len(data) <= INLINE_BYTES_MAX
+        if not inline:
+            try:  # the object first: a row without its object would promise what is not there
+                obstore.put(self._objects, digest, data, mode="create")
+            except AlreadyExistsError:
+                self._object(digest)  # left by an interrupted put: only whole ones are accepted
+        row = {"digest": digest, "size_bytes": len(data), "data": data if inline else None}
+        with writing(self._engine) as connection:
+            known = connection.execute(
+                select(_BLOBS.c.digest).where(_BLOBS.c.digest == digest)
+            ).first()
+            if known is None:
+                connection.execute(_BLOBS.insert(), row)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Return the bytes of a digest.
+
+        Raises:
+            BlobMissing: never stored, or its object is gone.
+            BlobDamaged: the bytes no longer fit their digest.
+        """
+        with self._engine.connect() as connection:
+            row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
+        if row is None:
+            raise BlobMissing(f"no blob {digest} is stored here")
+        return _checked(digest, bytes(row.data)) if row.data is not None else self._object(digest)
+
+    def digests(self) -> list[str]:
+        """Return the digests of all stored blobs, sorted."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(select(_BLOBS.c.digest).order_by(_BLOBS.c.digest)))
+
+    def _object(self, digest: str) -> bytes:
+        try:
+            data = bytes(obstore.get(self._objects, digest).bytes())
+        except FileNotFoundError as error:
+            raise BlobMissing(
+                f"the object of blob {digest} is gone", next_step="restore it from a backup"
+            ) from error
+        return _checked(digest, data)
+
+
+def _checked(digest: str, data: bytes) -> bytes:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BlobDamaged(
+            f"blob {digest} does not have this digest any more",
+            next_step="restore it from a backup",
+        )
+    return data

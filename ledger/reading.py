@@ -1,0 +1,307 @@
+"""Reading a stored log: entries, opened values, proofs, signed tree heads, bundles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, select
+
+from rlhf_audit_trail.ledger.proof.bundle import AnchoredHead, Bundle, BundledEntry, encode_bundle
+from rlhf_audit_trail.ledger.proof.commitment import Opening
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.merkle import (
+    HASH_BYTES,
+    consistency_proof,
+    inclusion_proof,
+    root_from_nodes,
+)
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
+from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
+from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.tiles import TileReader
+from rlhf_audit_trail.ledger.vault import Vault
+
+__all__ = [
+    "AnchorView",
+    "EntryMissing",
+    "Forked",
+    "NotPublished",
+    "RolledBack",
+    "StoredEntry",
+    "StoredLog",
+    "place_of",
+]
+
+_PAGE_ROWS: Final = 1_000
+_LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
+_ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
+_TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
+_HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
+_ANCHORS = models.AnchorRow.__table__  # type: ignore[attr-defined]
+_VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
+
+
+class EntryMissing(AuditTrailError):
+    """The log has no entry at this index."""
+
+
+class NotPublished(AuditTrailError):
+    """No signed tree head covers these entries yet."""
+
+
+class RolledBack(AuditTrailError):
+    """The store holds less than was signed or anchored: an old copy was put in place."""
+
+
+class Forked(AuditTrailError):
+    """The store holds another history than the one that was signed or anchored."""
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """An entry as it is stored."""
+
+    leaf_index: int
+    writer_id: str
+    seq: int
+    data: bytes
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The decoded record: public fields, and commitments under `c`."""
+        record: dict[str, Any] = json.loads(self.data)
+        return record
+
+
+@dataclass(frozen=True)
+class AnchorView:
+    """An anchor as the store knows it: pending, or where the chain was seen to hold it."""
+
+    tree_size: int
+    root: bytes
+    state: str
+    chain_id: int
+    contract: str
+    publisher: str
+    tx_hash: bytes
+    block_number: int | None
+    block_hash: bytes | None
+    block_timestamp: int | None
+
+
+class StoredLog:
+    """One log as the store holds it; safe to share between threads."""
+
+    verifier_keys: tuple[VerifierKey, VerifierKey]
+    """The log's public keys, Ed25519 first."""
+
+    def __init__(self, engine: Engine, vault: Vault, number: int, origin: str) -> None:
+        """Read the log whose row has this `number`."""
+        self.number = number
+        self.origin = origin
+        self._engine = engine
+        self._vault = vault
+
+    @property
+    def log_id(self) -> bytes:
+        """The 32 bytes that name this log on chain."""
+        return log_id(self.verifier_keys[0])
+
+    @property
+    def size(self) -> int:
+        """Number of durable entries."""
+        with self._engine.connect() as connection:
+            return self._size(connection)
+
+    # --- read -------------------------------------------------------------------------
+
+    def read(self, leaf_index: int) -> StoredEntry:
+        """Return one entry.
+
+        Raises:
+            EntryMissing: the log is shorter.
+        """
+        found = next(self.entries(leaf_index, leaf_index + 1), None)
+        if found is None:
+            raise EntryMissing(f"{self.origin} has no entry {leaf_index:,}")
+        return found
+
+    def entries(
+        self, start: int = 0, stop: int | None = None, *, kind: str = ""
+    ) -> Iterator[StoredEntry]:
+        """Yield entries in index order, `start <= leaf_index < stop`, of one kind if given."""
+        columns = _ENTRIES.c
+        query = select(columns.leaf_index, columns.writer_id, columns.seq, columns.data)
+        query = query.where(columns.log_number == self.number).order_by(columns.leaf_index)
+        if stop is not None:
+            query = query.where(columns.leaf_index < stop)
+        if kind:
+            query = query.where(columns.kind == kind)
+        while True:
+            with self._engine.connect() as connection:
+                page = query.where(columns.leaf_index >= start).limit(_PAGE_ROWS)
+                rows = connection.execute(page).all()
+            for row in rows:
+                yield StoredEntry(row.leaf_index, row.writer_id, row.seq, bytes(row.data))
+            if len(rows) < _PAGE_ROWS:
+                return
+            start = rows[-1].leaf_index + 1
+
+    def openings(self, leaf_index: int) -> list[Opening]:
+        """Open an entry's sealed values; an entry without any gives an empty list.
+
+        Raises:
+            EntryMissing, Erased, VaultDamaged.
+        """
+        entry = self.read(leaf_index)
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                select(_VAULT).where(
+                    _VAULT.c.log_number == self.number, _VAULT.c.leaf_index == leaf_index
+                )
+            ).first()
+        if row is None:
+            return []
+        place = place_of(entry.writer_id, entry.seq)
+        return self._vault.unseal(bytes(row.subject), bytes(row.ciphertext), self.origin, place)
+
+    def opened(self, leaf_index: int) -> dict[str, Any]:
+        """Return an entry's sealed values, decoded; the operator's view."""
+        return {item.path: json.loads(item.value) for item in self.openings(leaf_index)}
+
+    # --- prove ------------------------------------------------------------------------
+
+    def root_at(self, tree_size: int) -> bytes:
+        """Return the root of the first `tree_size` entries."""
+        with self._engine.connect() as connection:
+            return root_from_nodes(tree_size, self._reader(connection).node)
+
+    def prove_inclusion(self, leaf_index: int, tree_size: int) -> tuple[bytes, ...]:
+        """Return the inclusion proof; `0 <= leaf_index < tree_size <= size`."""
+        with self._engine.connect() as connection:
+            return inclusion_proof(leaf_index, tree_size, self._reader(connection).node)
+
+    def prove_consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
+        """Return the consistency proof; `1 <= old_size <= new_size <= size`."""
+        with self._engine.connect() as connection:
+            return consistency_proof(old_size, new_size, self._reader(connection).node)
+
+    def anchors(self) -> list[AnchorView]:
+        """Return the log's anchors, dropped ones left out, in growing tree size."""
+        columns = _ANCHORS.c
+        query = select(_ANCHORS).where(columns.log_number == self.number)
+        query = query.where(columns.state != "dropped").order_by(columns.tree_size, columns.id)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        names = AnchorView.__dataclass_fields__
+        return [AnchorView(**{name: row[name] for name in names}) for row in rows]
+
+    def anchored_sizes(self) -> list[int]:
+        """Return the tree sizes that were seen in a block, growing."""
+        return sorted({item.tree_size for item in self.anchors() if item.state != "pending"})
+
+    def hash_tile(self, level: int, tile_index: int, width: int) -> bytes:
+        """Return the first `width` hashes of a tile, for the tile endpoints."""
+        with self._engine.connect() as connection:
+            return self._reader(connection).hashes(level, tile_index, width)
+
+    def bundle(
+        self,
+        indices: Iterable[int],
+        *,
+        opened: Iterable[str] = (),
+        anchored_sizes: Iterable[int] = (),
+    ) -> bytes:
+        """Make a bundle for entries under the newest signed tree head.
+
+        Args:
+            indices: leaf indices.
+            opened: names of sealed fields to disclose; values then travel in the file.
+            anchored_sizes: sizes of signed tree heads that are on chain.
+
+        Raises:
+            NotPublished: the newest signed tree head does not cover the entries.
+        """
+        wanted = sorted(set(indices))
+        signed = self.published()
+        if signed is None or not wanted or wanted[-1] >= signed.head.size:
+            raise NotPublished(
+                f"no signed tree head of {self.origin} covers these entries",
+                next_step="publish the log first: rlhf-audit anchor, or Log.publish()",
+            )
+        fields, size = set(opened), signed.head.size
+        entries = []
+        for index in wanted:
+            chosen = [x for x in self.openings(index) if x.path in fields] if fields else []
+            path = self.prove_inclusion(index, size)
+            entries.append(BundledEntry(index, self.read(index).data, path, tuple(chosen)))
+        anchored = [
+            AnchoredHead(str(head.note), self.prove_consistency(*sorted((head.head.size, size))))
+            for head in (self.published(at) for at in sorted(set(anchored_sizes)))
+            if head is not None
+        ]
+        keys = tuple(str(key) for key in self.verifier_keys)
+        return encode_bundle(Bundle(keys, str(signed.note), tuple(entries), tuple(anchored)))
+
+    def published(self, tree_size: int | None = None) -> SignedTreeHead | None:
+        """Return the newest signed tree head, or the one of exactly `tree_size`."""
+        with self._engine.connect() as connection:
+            return self._published(connection, tree_size)
+
+    def published_sizes(self) -> list[int]:
+        """Return the sizes of all signed tree heads, growing."""
+        query = select(_HEADS.c.tree_size).where(_HEADS.c.log_number == self.number)
+        with self._engine.connect() as connection:
+            return list(connection.scalars(query.order_by(_HEADS.c.tree_size)))
+
+    def _published(self, connection: Connection, tree_size: int | None) -> SignedTreeHead | None:
+        query = select(_HEADS.c.note).where(_HEADS.c.log_number == self.number)
+        if tree_size is not None:
+            query = query.where(_HEADS.c.tree_size == tree_size)
+        note = connection.scalar(query.order_by(_HEADS.c.tree_size.desc()).limit(1))
+        return None if note is None else open_tree_head(note, self.verifier_keys)
+
+    # --- the store ----------------------------------------------------------------------
+
+    def _size(self, connection: Connection, *, lock: bool = False) -> int:
+        query = select(_LOGS.c.size).where(_LOGS.c.number == self.number)
+        return int(connection.scalar(query.with_for_update() if lock else query) or 0)
+
+    def _reader(self, connection: Connection) -> TileReader:
+        """Read the tree through one connection, so that a proof sees one state."""
+
+        def tile(level: int, tile_index: int) -> bytes | None:
+            found = connection.scalar(
+                select(_TILES.c.hashes).where(
+                    _TILES.c.log_number == self.number,
+                    _TILES.c.level == level,
+                    _TILES.c.tile_index == tile_index,
+                )
+            )
+            return None if found is None else bytes(found)
+
+        def leaves(first: int, count: int) -> bytes:
+            rows = connection.scalars(
+                select(_ENTRIES.c.leaf_hash)
+                .where(
+                    _ENTRIES.c.log_number == self.number,
+                    _ENTRIES.c.leaf_index.between(first, first + count - 1),
+                )
+                .order_by(_ENTRIES.c.leaf_index)
+            ).all()
+            if len(rows) != count or any(len(row) != HASH_BYTES for row in rows):
+                raise Forked(
+                    f"{self.origin}: entries from {first:,} on are missing or damaged",
+                    next_step="run rlhf-audit fsck to find them, then restore them",
+                )
+            return b"".join(rows)
+
+        return TileReader(tile, leaves)
+
+
+def place_of(writer_id: str, seq: int) -> bytes:
+    """Return what binds a vault row to its entry before the index is known, 24 bytes."""
+    return bytes.fromhex(writer_id) + seq.to_bytes(8, "big")

@@ -1,0 +1,1 @@
+"""Schema migrations (alembic): one line of versions per database."""

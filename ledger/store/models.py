@@ -1,0 +1,147 @@
+"""The tables. Entry bytes are authoritative; every other column can be recomputed from them.
+
+Two databases: the ledger, and the vault's keys apart from it, so that long-lived backups of
+the ledger do not keep what an erasure destroyed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+__all__ = [
+    "AnchorRow",
+    "BlobRow",
+    "EntryRow",
+    "HashTileRow",
+    "LedgerRow",
+    "LogRow",
+    "SubjectKeyRow",
+    "TreeHeadRow",
+    "VaultRow",
+    "key_metadata",
+    "ledger_metadata",
+]
+
+ledger_metadata = MetaData()
+key_metadata = MetaData()
+
+
+class _LedgerTable(SQLModel):
+    metadata: ClassVar[MetaData] = ledger_metadata
+
+
+class LedgerRow(_LedgerTable, table=True):
+    """The deployment itself; one row."""
+
+    __tablename__ = "ledger"
+    id: int = Field(default=1, primary_key=True)
+    organisation: str
+    created_at: str
+
+
+class LogRow(_LedgerTable, table=True):
+    """A log; its row is the lock under which indices are given out."""
+
+    __tablename__ = "log"
+    number: int | None = Field(default=None, primary_key=True)
+    run_id: str = Field(unique=True)
+    origin: str = Field(unique=True)
+    size: int = Field(default=0, sa_type=BigInteger)
+    closed: bool = False
+    created_at: str
+
+
+class EntryRow(_LedgerTable, table=True):
+    """An entry's exact bytes at their index; never updated."""
+
+    __tablename__ = "entry"
+    __table_args__ = (
+        # the same append tried twice gives one entry, whatever happened to the first reply
+        UniqueConstraint("log_number", "writer_id", "seq"),
+    )
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    leaf_index: int = Field(primary_key=True, sa_type=BigInteger)
+    writer_id: str
+    seq: int = Field(sa_type=BigInteger)
+    kind: str = Field(index=True)
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    leaf_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class HashTileRow(_LedgerTable, table=True):
+    """A full tile of 256 hashes (c2sp.org/tlog-tiles); never updated.
+
+    Written in the transaction that completes it. Partial tiles are derived.
+    """
+
+    __tablename__ = "hash_tile"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    level: int = Field(primary_key=True)
+    tile_index: int = Field(primary_key=True, sa_type=BigInteger)
+    hashes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class TreeHeadRow(_LedgerTable, table=True):
+    """A signed tree head; one per size, kept as signed, never signed again."""
+
+    __tablename__ = "tree_head"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    tree_size: int = Field(primary_key=True, sa_type=BigInteger)
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    note: str
+    signed_at: str
+
+
+class VaultRow(_LedgerTable, table=True):
+    """The sealed values and salts of one entry, encrypted under its subject's key."""
+
+    __tablename__ = "vault"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    leaf_index: int = Field(primary_key=True, sa_type=BigInteger)
+    subject: bytes = Field(sa_column=Column(LargeBinary, nullable=False, index=True))
+    ciphertext: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class AnchorRow(_LedgerTable, table=True):
+    """A tree head on its way to the chain; written before its transaction is broadcast."""
+
+    __tablename__ = "anchor"
+    __table_args__ = (UniqueConstraint("tx_hash", "log_number"),)
+    id: int | None = Field(default=None, primary_key=True)
+    log_number: int = Field(foreign_key="log.number", index=True)
+    tree_size: int = Field(sa_type=BigInteger)
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    chain_id: int = Field(sa_type=BigInteger)
+    contract: str
+    publisher: str
+    nonce: int = Field(sa_type=BigInteger)
+    tx_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    raw_tx: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    state: str  # pending, mined, safe, finalized, dropped
+    reason: str = ""  # why it was dropped
+    sequence: int | None = Field(default=None, sa_type=BigInteger)
+    block_number: int | None = Field(default=None, sa_type=BigInteger)
+    block_hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    block_timestamp: int | None = Field(default=None, sa_type=BigInteger)
+    created_at: str
+
+
+class BlobRow(_LedgerTable, table=True):
+    """Bytes named by their SHA-256; small ones here, large ones in the object store."""
+
+    __tablename__ = "blob"
+    digest: str = Field(primary_key=True)
+    size_bytes: int = Field(sa_type=BigInteger)
+    data: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+
+
+class SubjectKeyRow(SQLModel, table=True):
+    """One data subject's secret; deleting it erases all of the subject's sealed values."""
+
+    metadata: ClassVar[MetaData] = key_metadata
+    __tablename__ = "subject_key"
+    subject: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
