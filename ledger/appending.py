@@ -7,6 +7,7 @@ is the same check on the same stored state, made when a log is opened.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select, update
 
-from rlhf_audit_trail.ledger.events import Event, encode_entry
+from rlhf_audit_trail.ledger.events import KINDS, Event, encode_entry
 from rlhf_audit_trail.ledger.keys import LogKeys
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
@@ -78,8 +79,9 @@ class Log(StoredLog):
         self._keys = keys
         self._registry = registry
         self._writer = writer
-        self._lock = threading.Lock()  # owns _next_seq and _losses
+        self._lock = threading.Lock()  # owns _next_seq; held while the writer's queue is full
         self._next_seq = 0
+        self._losses_lock = threading.Lock()  # owns _losses; the writer thread takes it too
         self._losses: list[dict[str, Any]] = []
         self._tree: GrowingTree | None = None  # owned by the writer thread
 
@@ -99,20 +101,27 @@ class Log(StoredLog):
         events = list(events)
         if not events:
             return []
-        if self._closed():
+        if self.closed:
             raise RunClosed(
                 f"the run {self.run_id} is closed", next_step="open a run with another name"
             )
+        return self._hand_over(events)
+
+    def _hand_over(self, events: list[Event]) -> list[Receipt]:
+        """Give sequence numbers and submit, known losses first; return the events' receipts."""
         with self._lock:
-            events = [Event("gap", loss) for loss in self._losses] + events
-            skipped = len(self._losses)
-            self._vault.prepare(events, self.origin)
-            pending = [self._encode(event, self._next_seq + i) for i, event in enumerate(events)]
-            ticket = Ticket(self.run_id, pending)
-            self._writer.submit(ticket)
+            losses = self._take_losses()
+            try:
+                events = [Event("gap", loss) for loss in losses] + events
+                self._vault.prepare(events, self.origin)
+                pending = [self._encode(item, self._next_seq + i) for i, item in enumerate(events)]
+                ticket = Ticket(self.run_id, pending)
+                self._writer.submit(ticket)
+            except BaseException:
+                self._add_losses(losses)
+                raise
             self._next_seq += len(pending)
-            self._losses.clear()
-        return [Receipt(ticket, position) for position in range(skipped, len(pending))]
+        return [Receipt(ticket, position) for position in range(len(losses), len(pending))]
 
     def _encode(self, event: Event, seq: int) -> Pending:
         sealed = None
@@ -129,16 +138,39 @@ class Log(StoredLog):
         return Pending(seq, event.kind, data, sealed)
 
     def flush(self) -> None:
-        """Wait until everything handed over so far is durable or known to have failed."""
+        """Wait until everything handed over so far is durable or known to have failed.
+
+        What failed is recorded as a gap now, if the store takes entries again.
+        """
         self._writer.flush()
+        if self._losses:
+            self._hand_over([])
+            self._writer.flush()
 
     def note_loss(self, ticket: Ticket[Pending]) -> None:
         """Remember what could not be stored; the next record begins with a `gap` event."""
         first, last = ticket.items[0].seq, ticket.items[-1].seq
         fields = {"writer_id": self.writer_id, "first_seq": first, "last_seq": last}
         reason = ticket.error.message if ticket.error else "unknown"
-        with self._lock:
-            self._losses.append(fields | {"count": last - first + 1, "reason": reason})
+        # gap events among the lost are not recorded either: what they told is still to be told
+        gaps = [json.loads(item.data) for item in ticket.items if item.kind == "gap"]
+        earlier = [{name: gap[name] for name in KINDS["gap"].public} for gap in gaps]
+        self._add_losses([*earlier, fields | {"count": last - first + 1, "reason": reason}])
+
+    def _add_losses(self, losses: list[dict[str, Any]]) -> None:
+        with self._losses_lock:
+            for loss in losses:
+                before = self._losses[-1] if self._losses else None
+                if before and before["last_seq"] + 1 == loss["first_seq"]:
+                    before["last_seq"] = loss["last_seq"]
+                    before["count"] += loss["count"]
+                else:
+                    self._losses.append(dict(loss))
+
+    def _take_losses(self) -> list[dict[str, Any]]:
+        with self._losses_lock:
+            losses, self._losses = self._losses, []
+        return losses
 
     # --- assign: the writer thread, inside its transaction ---------------------------
 
@@ -239,16 +271,19 @@ class Log(StoredLog):
         """
         self.flush()
         with writing(self._engine) as connection:
-            size = self._size(connection, lock=True)
-            last = self._published(connection, None)
-            head = self._check_signed(connection, size, last)
-            if last is not None and last.head.size == size:
-                return last
-            now = datetime.now(UTC)
-            note = self._keys.sign(head, time_s=int(now.timestamp()))
-            signed = open_tree_head(note, self.verifier_keys)  # asserted before it is stored
-            row = {"log_number": self.number, "tree_size": size, "root": head.root}
-            connection.execute(_HEADS.insert(), row | {"note": note, "signed_at": now_text()})
+            return self._sign(connection)
+
+    def _sign(self, connection: Connection) -> SignedTreeHead:
+        size = self._size(connection, lock=True)
+        last = self._published(connection, None)
+        head = self._check_signed(connection, size, last)
+        if last is not None and last.head.size == size:
+            return last
+        now = datetime.now(UTC)
+        note = self._keys.sign(head, time_s=int(now.timestamp()))
+        signed = open_tree_head(note, self.verifier_keys)  # asserted before it is stored
+        row = {"log_number": self.number, "tree_size": size, "root": head.root}
+        connection.execute(_HEADS.insert(), row | {"note": note, "signed_at": now_text()})
         return signed
 
     def recover(self) -> None:
@@ -258,17 +293,31 @@ class Log(StoredLog):
             self._check_signed(connection, self._size(connection), last)
 
     def close(self) -> None:
-        """End the run: sign its last head, and enter size and root in the registry log."""
-        if self._registry is None or self._closed():
+        """End the run: sign its last head, and enter size and root in the registry log.
+
+        Called again, it finishes a closing that was interrupted.
+        """
+        if self._registry is None:
             return
-        signed = self.publish()
-        with writing(self._engine) as connection:
-            connection.execute(
-                update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True)
-            )
+        if not self.closed:
+            self.flush()
+            with writing(self._engine) as connection:  # nothing comes between head and flag
+                self._sign(connection)
+                connection.execute(
+                    update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True)
+                )
+        if self._registry.announces("run.closed", self.run_id):
+            return
+        signed = self.published()
+        if signed is None:  # signed before the flag was set, in the same transaction
+            raise Forked(f"{self.origin} is closed, but has no signed tree head")
         fields: dict[str, Any] = {"run": self.run_id, "origin": self.origin}
         fields |= {"tree_size": signed.head.size, "root": signed.head.root.hex()}
         self._registry.record(Event("run.closed", fields)).result()
+
+    def announces(self, kind: str, run_id: str) -> bool:
+        """Whether this registry log has an entry of this kind about the run."""
+        return any(entry.event.get("run") == run_id for entry in self.entries(kind=kind))
 
     def _check_signed(
         self, connection: Connection, size: int, last: SignedTreeHead | None
@@ -294,7 +343,9 @@ class Log(StoredLog):
                 ) from error
         return TreeHead(self.origin, size, root)
 
-    def _closed(self) -> bool:
+    @property
+    def closed(self) -> bool:
+        """Whether the run was ended: nothing more is recorded."""
         with self._engine.connect() as connection:
             query = select(_LOGS.c.closed).where(_LOGS.c.number == self.number)
             return bool(connection.scalar(query))

@@ -7,6 +7,7 @@ default). Trusted for neither: what comes back is hashed before it is handed out
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -72,25 +73,51 @@ class BlobStore:
             raise BlobMissing(f"no blob {digest} is stored here")
         return _checked(digest, bytes(row.data)) if row.data is not None else self._object(digest)
 
+    def check(self, digest: str) -> int:
+        """Hash a stored blob without holding it in memory; return its size in bytes.
+
+        Raises:
+            BlobMissing, BlobDamaged: as `get`; also when the recorded size is another one.
+        """
+        with self._engine.connect() as connection:
+            row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
+        if row is None:
+            raise BlobMissing(f"no blob {digest} is stored here")
+        found, size_bytes = hashlib.sha256(), 0
+        for chunk in [row.data] if row.data is not None else self._chunks(digest):
+            found.update(chunk)
+            size_bytes += len(chunk)
+        if found.hexdigest() != digest or size_bytes != row.size_bytes:
+            raise _damaged(digest)
+        return size_bytes
+
     def digests(self) -> list[str]:
         """Return the digests of all stored blobs, sorted."""
         with self._engine.connect() as connection:
             return list(connection.scalars(select(_BLOBS.c.digest).order_by(_BLOBS.c.digest)))
 
     def _object(self, digest: str) -> bytes:
+        return _checked(digest, b"".join(self._chunks(digest)))
+
+    def _chunks(self, digest: str) -> Iterator[bytes]:
         try:
-            data = bytes(obstore.get(self._objects, digest).bytes())
+            found = obstore.get(self._objects, digest)
         except FileNotFoundError as error:
             raise BlobMissing(
                 f"the object of blob {digest} is gone", next_step="restore it from a backup"
             ) from error
-        return _checked(digest, data)
+        for chunk in found.stream():
+            yield bytes(chunk)
 
 
 def _checked(digest: str, data: bytes) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
-        raise BlobDamaged(
-            f"blob {digest} does not have this digest any more",
-            next_step="restore it from a backup",
-        )
+        raise _damaged(digest)
     return data
+
+
+def _damaged(digest: str) -> BlobDamaged:
+    return BlobDamaged(
+        f"blob {digest} does not have this digest any more",
+        next_step="restore it from a backup",
+    )

@@ -29,9 +29,11 @@ from rlhf_audit_trail.ledger.settings import ChainSettings, LedgerSettings, read
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import keys_engine, ledger_engine, writing
 from rlhf_audit_trail.ledger.vault import Vault
-from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer
+from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer, WriterClosed
 
 __all__ = [
+    "GENERATED_KEY",
+    "KEYS_URL",
     "SETTINGS_FILE",
     "EntryMissing",
     "Forked",
@@ -45,13 +47,15 @@ __all__ = [
     "RolledBack",
     "RunClosed",
     "StoredEntry",
+    "resolve",
 ]
 
 SETTINGS_FILE: Final = "rlhf-audit.toml"
 REGISTRY: Final = "registry"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ORGANISATION: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}(:[0-9]{1,5})?")
-_GENERATED_KEY: Final = "operator.key"
+GENERATED_KEY: Final = "operator.key"
+KEYS_URL: Final = "sqlite:///vault-keys.db"
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _LEDGER = models.LedgerRow.__table__  # type: ignore[attr-defined]
@@ -80,9 +84,9 @@ class Ledger:
         self.directory = directory
         self.settings = settings
         self.chain = chain
-        self.secret = read_secret(directory / _GENERATED_KEY)
-        self.engine = ledger_engine(_resolve(settings.database, directory))
-        self._keys_engine = keys_engine(_resolve("sqlite:///vault-keys.db", directory))
+        self.secret = read_secret(directory / GENERATED_KEY)
+        self.engine = ledger_engine(resolve(settings.database, directory))
+        self._keys_engine = keys_engine(resolve(KEYS_URL, directory))
         self.vault = Vault(self._keys_engine, self.secret)
         self.blobs = BlobStore(self.engine, directory / "blobs")
         self._logs: dict[str, Log] = {}
@@ -116,7 +120,7 @@ class Ledger:
         # made beside the target and renamed into place: an interrupted call leaves no ledger
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            write_secret(draft / _GENERATED_KEY)
+            write_secret(draft / GENERATED_KEY)
             text = f'[ledger]\norganisation = "{organisation}"\n'
             (draft / SETTINGS_FILE).write_text(text, "utf-8")
             draft.replace(target)
@@ -179,7 +183,12 @@ class Ledger:
         return self._log(run_id)
 
     def close(self) -> None:
-        """Make everything durable and let go of the databases."""
+        """Make everything durable and let go of the databases; closing again does nothing."""
+        try:
+            for log in self._logs.values():
+                log.flush()
+        except WriterClosed:
+            return
         self._writer.close()
         self.engine.dispose()
         self._keys_engine.dispose()
@@ -208,6 +217,9 @@ class Ledger:
                 self._logs[run_id] = log
                 if is_new:
                     self._announce(log)
+                if log.closed:  # perhaps only half: the registry log must know, too
+                    log.close()
+                self._write_keys(log)
             return self._logs[run_id]
 
     def _log_row(self, run_id: str, origin: str) -> tuple[int, bool]:
@@ -228,9 +240,22 @@ class Ledger:
             fields: dict[str, Any] = {"organisation": self.settings.organisation, "format": 1}
             log.record(Event("ledger.created", fields)).result()
             return
+        if self.registry.announces("run.opened", log.run_id):
+            return
         keys = [str(key) for key in log.verifier_keys]
         fields = {"run": log.run_id, "origin": log.origin, "log_keys": keys}
         self.registry.record(Event("run.opened", fields)).result()
+
+    def key_file(self, run_id: str) -> Path:
+        """Return the file with a log's public keys, the ones an auditor pins."""
+        return self.directory / "keys" / f"{run_id}.vkey"
+
+    def _write_keys(self, log: Log) -> None:
+        path = self.key_file(log.run_id)
+        text = "".join(f"{key}\n" for key in log.verifier_keys)
+        if not path.is_file() or path.read_text("utf-8") != text:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "utf-8")
 
     def _commit(self, tickets: Sequence[Ticket[Pending]], retry: bool) -> None:  # noqa: FBT001 - the writer's callback
         """Make a group durable: indices, tree and rows in one transaction."""
@@ -258,7 +283,7 @@ class Ledger:
                 self._logs[ticket.log].note_loss(ticket)
 
 
-def _resolve(url: str, directory: Path) -> str:
+def resolve(url: str, directory: Path) -> str:
     """Make a relative SQLite path one below the ledger's directory."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:

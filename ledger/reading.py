@@ -240,7 +240,7 @@ class StoredLog:
             entries.append(BundledEntry(index, self.read(index).data, path, tuple(chosen)))
         anchored = [
             AnchoredHead(str(head.note), self.prove_consistency(*sorted((head.head.size, size))))
-            for head in (self.published(at) for at in sorted(set(anchored_sizes)))
+            for head in (self.published(at) for at in sorted(set(anchored_sizes) - {size}))
             if head is not None
         ]
         keys = tuple(str(key) for key in self.verifier_keys)

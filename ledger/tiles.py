@@ -12,7 +12,16 @@ from typing import Final
 
 from rlhf_audit_trail.ledger.proof.merkle import EMPTY_ROOT, HASH_BYTES, node_hash, root_hash
 
-__all__ = ["TILE_HEIGHT", "TILE_WIDTH", "FullTile", "GrowingTree", "TileReader", "tile_widths"]
+__all__ = [
+    "TILE_HEIGHT",
+    "TILE_WIDTH",
+    "FullTile",
+    "GrowingTree",
+    "TileReader",
+    "encode_entry_tile",
+    "tile_path",
+    "tile_widths",
+]
 
 TILE_HEIGHT: Final = 8
 TILE_WIDTH: Final = 1 << TILE_HEIGHT
@@ -30,6 +39,25 @@ class FullTile:
 def tile_widths(level: int, size: int) -> tuple[int, int]:
     """Return how many full tiles a level has in a tree of `size`, and the partial one's width."""
     return divmod(size >> (TILE_HEIGHT * level), TILE_WIDTH)
+
+
+def tile_path(level: int | str, tile_index: int, width: int) -> str:
+    """Return a tile's path below the log's prefix; `level` is a number or `entries`.
+
+    The index is written in groups of three digits, all but the last marked with an x:
+    `tile_path(0, 1234067, 256)` is `tile/0/x001/x234/067`.
+    """
+    digits = f"{tile_index:d}"
+    digits = digits.zfill(-(-len(digits) // 3) * 3)
+    groups = [digits[i : i + 3] for i in range(0, len(digits), 3)]
+    name = "/".join([f"x{group}" for group in groups[:-1]] + groups[-1:])
+    partial = "" if width == TILE_WIDTH else f".p/{width}"
+    return f"tile/{level}/{name}{partial}"
+
+
+def encode_entry_tile(entries: Iterable[bytes]) -> bytes:
+    """Encode entries as an entry tile: each after its length, uint16 big-endian."""
+    return b"".join(len(entry).to_bytes(2, "big") + entry for entry in entries)
 
 
 class GrowingTree:

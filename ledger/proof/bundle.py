@@ -19,7 +19,7 @@ from rlhf_audit_trail.ledger.proof.errors import MalformedBundle
 from rlhf_audit_trail.ledger.proof.note import decode_base64, encode_base64
 
 BUNDLE_SCHEMA: Final = "rlhf-audit/bundle/v1"
-MAX_BUNDLE_BYTES: Final = 64 * 1024 * 1024  # a whole run has its own form, the evidence pack
+MAX_BUNDLE_BYTES: Final = 32 * 1024 * 1024  # a whole run has its own form, the evidence pack
 MAX_ENTRIES: Final = 10_000
 MAX_ENTRY_BYTES: Final = 65_535  # entry tiles carry a uint16 length (c2sp.org/tlog-tiles)
 MAX_OPENINGS: Final = 64  # of one entry

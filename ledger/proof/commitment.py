@@ -14,7 +14,6 @@ from typing import Final
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent, MalformedBundle
 
 SALT_BYTES: Final = 32
-COMMITMENT_BYTES: Final = 32
 _DOMAIN: Final = b"rlhf-audit/commitment/v1\x00"
 _MAX_PATH_BYTES: Final = 0xFFFF
 

@@ -130,9 +130,7 @@ def verify_inclusion(
         node = node_hash(sibling, node)
     if node != root:
         raise NotIncluded(
-            "the entry's path does not lead to the signed root",
-            expected=root.hex(),
-            actual=node.hex(),
+            "the path does not lead to the signed root", expected=root.hex(), actual=node.hex()
         )
 
 

@@ -135,9 +135,8 @@ def examine_bundle(data: bytes, trust: TrustPolicy) -> Examination:
     except ProofError as error:  # what follows would hang on a size and root that nobody signed
         return Examination("not_shown", (*checks, _found(len(checks) + 1, error)), None)
     head = proven.tree_head.head
-    checks.append(
-        Check(2, "passed", f"{head.origin}: {head.size:,} entries, root {head.root.hex()}")
-    )
+    what = f"{head.origin}: {head.size:,} entries, root {head.root.hex()}"
+    checks.append(Check(2, "passed", what))
     run = _Run(bundle, proven, trust)
     steps = (run.by_whom, run.inclusion, run.openings, run.consistency, run.anchor, run.file)
     for number, step in enumerate(steps, start=3):
@@ -159,12 +158,10 @@ def _signed_tree_head(bundle: Bundle, trust: TrustPolicy) -> SignedTreeHead:
     """Step 2: the tree head parses, and the keys inside the file have all signed it."""
     keys = [VerifierKey.parse(text) for text in bundle.log_keys]
     signed = open_tree_head(bundle.tree_head, dict.fromkeys((*keys, *trust.keys)))
-    for key in keys:
-        if key not in signed.signed_by:
-            raise BadSignature(
-                "a key inside the file did not sign the tree head",
-                expected=f"a signature by {key.name}+{key.key_id.hex()}",
-            )
+    strangers = [f"{x.name}+{x.key_id.hex()}" for x in keys if x not in signed.signed_by]
+    if strangers:
+        wanted = ", ".join(strangers)
+        raise BadSignature("keys inside the file did not sign the tree head", expected=wanted)
     return signed
 
 
@@ -220,9 +217,8 @@ class _Run:
                 error.next_step = f"ask for a fresh bundle of entry {item.index:,}"
                 raise
             self.proven.entries[item.index] = item.entry
-        one = len(entries) == 1
-        what = f"entry {entries[0].index:,} stands" if one else f"{len(entries):,} entries stand"
-        return Check(4, "passed", f"{what} in the signed tree, unchanged")
+        text = f"{len(entries):,} of {head.size:,} entries shown to stand in the signed tree"
+        return Check(4, "passed", f"{text}, unchanged")
 
     def openings(self) -> Check:
         """Step 5: opened values are those that the entries committed to."""

@@ -1,0 +1,110 @@
+"""What a verifier trusts, read from files and flags: keys pinned, and a chain to ask.
+
+Standard library only; the same rules for command line and service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rlhf_audit_trail.ledger.proof.bundle import parse_json
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
+
+__all__ = ["TRUST_SCHEMA", "AnchorTrust", "InvalidTrust", "Trust", "parse_trust", "read_keys"]
+
+TRUST_SCHEMA: Final = "rlhf-audit/trust-policy/v1"
+_KEY_FILE_BYTES_MAX: Final = 256 * 1024
+
+
+class InvalidTrust(AuditTrailError):
+    """A pinned key or trust policy cannot be used."""
+
+
+@dataclass(frozen=True)
+class AnchorTrust:
+    """Where the verifier expects the log's anchors; never taken from the party under check."""
+
+    chain_id: int
+    contract: str
+    publisher: str
+
+
+@dataclass(frozen=True)
+class Trust:
+    """A trust policy: the log's keys, and where its anchors are, if they are demanded."""
+
+    keys: tuple[VerifierKey, ...]
+    anchor: AnchorTrust | None = None
+
+
+def read_keys(text_or_path: str) -> tuple[VerifierKey, ...]:
+    """Read pinned keys: a vkey itself, or a file with one vkey a line (`#` begins a comment).
+
+    Raises:
+        InvalidTrust: no such file, or no valid vkey in it.
+    """
+    text = text_or_path if _looks_like_vkey(text_or_path) else _read(Path(text_or_path))
+    lines = [line.strip() for line in text.splitlines()]
+    try:
+        keys = tuple(VerifierKey.parse(x) for x in lines if x and not x.startswith("#"))
+    except MalformedBundle as error:
+        raise InvalidTrust(f"not a usable key: {error.message}") from error
+    if not keys:
+        raise InvalidTrust("there is no key in this file", next_step="one vkey a line is expected")
+    return keys
+
+
+def parse_trust(data: bytes) -> Trust:
+    """Read a trust policy: JSON with `schema`, `keys`, and optionally `anchor`.
+
+    Raises:
+        InvalidTrust: unknown or missing fields, or a bad key.
+    """
+    try:
+        record = parse_json(data)
+        return _trust(record)
+    except MalformedBundle as error:
+        raise InvalidTrust(f"not a trust policy: {error.message}") from error
+
+
+def _trust(record: Any) -> Trust:
+    if not isinstance(record, dict) or record.get("schema") != TRUST_SCHEMA:
+        raise InvalidTrust("not a trust policy", next_step=f'"schema" must be "{TRUST_SCHEMA}"')
+    unknown = set(record) - {"schema", "keys", "anchor"}
+    keys = record.get("keys")
+    if unknown or not isinstance(keys, list) or not all(isinstance(x, str) for x in keys):
+        raise InvalidTrust("a trust policy has the fields schema, keys and anchor, and no others")
+    anchor = record.get("anchor")
+    return Trust(
+        tuple(VerifierKey.parse(text) for text in keys), None if anchor is None else _anchor(anchor)
+    )
+
+
+def _anchor(record: Any) -> AnchorTrust:
+    wanted = {"chain_id": int, "contract": str, "publisher": str}
+    if (
+        not isinstance(record, dict)
+        or set(record) != set(wanted)
+        or any(type(record[name]) is not kind for name, kind in wanted.items())
+    ):
+        raise InvalidTrust("a policy's anchor has the fields chain_id, contract and publisher")
+    return AnchorTrust(**record)
+
+
+def _looks_like_vkey(text: str) -> bool:
+    return text.count("+") >= 2 and not Path(text).exists()  # noqa: PLR2004 - name+id+key
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _KEY_FILE_BYTES_MAX:
+            raise InvalidTrust(f"{path} is too large to be a key file")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidTrust(
+            f"cannot read the key file {path}",
+            next_step="pass a vkey (name+id+key) or a file with one vkey a line",
+        ) from error

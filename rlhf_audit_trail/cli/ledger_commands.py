@@ -1,0 +1,184 @@
+"""Commands on a ledger's own directory: init, status, prove, export, fsck."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rlhf_audit_trail.cli.output import guarded, say, show_json, styled
+
+if TYPE_CHECKING:
+    from rlhf_audit_trail.ledger.log import Log
+
+__all__ = ["export", "fsck", "init", "ledger_option", "prove", "status"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def ledger_option(command: _Command) -> _Command:
+    """Add `--ledger DIR`, also read from RLHF_AUDIT_LEDGER; the current directory otherwise."""
+    return click.option(
+        "--ledger", "directory", default=".", envvar="RLHF_AUDIT_LEDGER", show_default=True,
+        type=click.Path(path_type=Path), metavar="DIR", help="The ledger's directory.",
+    )(command)  # fmt: skip
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--organisation",
+    required=True,
+    metavar="NAME",
+    help="First part of every log's name, usually a domain: acme.example.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@guarded
+def init(*, directory: Path, organisation: str, as_json: bool) -> None:
+    """Make a ledger in DIRECTORY, which must be new or empty."""
+    from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger
+
+    with Ledger.create(directory, organisation=organisation) as ledger:
+        record = {
+            "directory": str(directory),
+            "settings": str(directory / SETTINGS_FILE),
+            "operator_key": str(directory / "operator.key"),
+            "registry": ledger.registry.origin,
+            "registry_keys": str(ledger.key_file("registry").relative_to(ledger.directory)),
+        }
+    if as_json:
+        show_json(record)
+        return
+    say(f"made a ledger in {directory}")
+    say(f"  settings      {record['settings']}")
+    say(f"  operator key  {record['operator_key']}   keep a copy apart; never publish it")
+    say(f"  public keys   {directory / 'keys'}   publish these where auditors trust the source")
+    say(f"next: AuditableRLHF(model_name=..., ledger={str(directory)!r}) in your training script")
+
+
+@click.command()
+@ledger_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@guarded
+def status(*, directory: Path, as_json: bool) -> None:
+    """Show every log: its size, the newest signed tree head, the newest anchor."""
+    from rlhf_audit_trail.ledger.log import Ledger
+
+    with Ledger.open(directory) as ledger:
+        logs = [_log_status(ledger.find(run)) for run in ("registry", *ledger.runs())]
+        record = {"organisation": ledger.settings.organisation, "logs": logs}
+    if as_json:
+        show_json(record)
+        return
+    say(f"{'log':<40} {'entries':>10} {'signed':>10} {'anchored':>10}  state")
+    for log in logs:
+        say(
+            f"{log['origin']:<40} {log['size']:>10,} {log['signed_size']:>10,}"
+            f" {log['anchored_size']:>10,}  {log['anchor_state']}"
+        )
+    behind = [log["run"] for log in logs if log["anchored_size"] < log["size"]]
+    if behind:
+        say(f"next: rlhf-audit anchor   (not anchored to the end: {', '.join(behind)})")
+
+
+def _log_status(log: Log) -> dict[str, Any]:
+    signed, anchors = log.published(), log.anchors()
+    newest = anchors[-1] if anchors else None
+    return {
+        "run": log.run_id,
+        "origin": log.origin,
+        "size": log.size,
+        "signed_size": signed.head.size if signed else 0,
+        "signed_root": signed.head.root.hex() if signed else None,
+        "anchored_size": max(log.anchored_sizes(), default=0),
+        "anchor_state": newest.state if newest else "none",
+    }
+
+
+@click.command()
+@click.argument("run")
+@click.argument("indices", nargs=-1, required=True, type=click.IntRange(min=0), metavar="INDEX...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where to write the bundle; RUN.bundle if left out, - for standard output.",
+)
+@click.option(
+    "--open",
+    "opened",
+    multiple=True,
+    metavar="FIELD",
+    help="Disclose this sealed field; its value then travels in the file.",
+)
+@ledger_option
+@guarded
+def prove(
+    *, run: str, indices: tuple[int, ...], output: Path | None, opened: tuple[str, ...],
+    directory: Path,
+) -> None:  # fmt: skip
+    """Write a bundle that proves entries INDEX... of RUN under the newest signed tree head."""
+    from rlhf_audit_trail.ledger.log import Ledger
+
+    with Ledger.open(directory) as ledger:
+        log = ledger.find(run)
+        data = log.bundle(indices, opened=opened, anchored_sizes=log.anchored_sizes())
+        key_file = ledger.key_file(run).relative_to(ledger.directory)
+    target = output or Path(f"{run}.bundle")
+    if str(target) == "-":
+        sys.stdout.buffer.write(data)
+        return
+    target.write_bytes(data)
+    say(f"wrote {target}, {len(data):,} bytes, proving {len(set(indices)):,} entries of {run}")
+    say(f"next: rlhf-audit verify {target} --key {directory / key_file}")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("target", type=click.Path(path_type=Path), metavar="DIR")
+@ledger_option
+@guarded
+def export(*, run: str, target: Path, directory: Path) -> None:
+    """Write RUN's public log to DIR: tree head, tiles, entries, keys; no sealed value.
+
+    Any client of c2sp.org/tlog-tiles can read the directory from a file server.
+    """
+    from rlhf_audit_trail.ledger.export import export_log
+    from rlhf_audit_trail.ledger.log import Ledger
+
+    with Ledger.open(directory) as ledger:
+        count, size_bytes = export_log(ledger.find(run), target)
+    say(f"wrote {count:,} files, {size_bytes:,} bytes, to {target}")
+
+
+@click.command()
+@ledger_option
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@guarded
+def fsck(*, directory: Path, as_json: bool) -> None:
+    """Check everything that is stored; exit code 0 if sound, 1 if damaged."""
+    from dataclasses import asdict
+
+    from rlhf_audit_trail.ledger.fsck import Summary, open_damaged
+    from rlhf_audit_trail.ledger.fsck import fsck as check
+
+    summary, findings = Summary(), []
+    with open_damaged(directory) as storage:
+        for finding in check(storage, summary=summary):
+            findings.append(asdict(finding))
+            if not as_json:
+                where = f"{finding.log} {finding.what} {finding.where}".strip()
+                say(f"{styled('DAMAGED')}  {where}: {finding.detail}")
+    if as_json:
+        show_json(asdict(summary) | {"sound": not findings, "findings": findings})
+    else:
+        word = styled("DAMAGED" if findings else "sound")
+        counts = f"{summary.logs:,} logs, {summary.entries:,} entries"
+        say(f"{word}  {counts}, {len(findings):,} findings")
+        if findings:
+            say("next: restore what is named from a backup or mirror; do not append before")
+    sys.exit(1 if findings else 0)

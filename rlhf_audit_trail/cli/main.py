@@ -1,0 +1,60 @@
+"""`rlhf-audit`: one command for trainers, operators and auditors.
+
+Commands load when they are run: `verify` must start in a fraction of a second on a machine
+that has neither torch nor a database.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Final
+
+import click
+
+__all__ = ["main"]
+
+_COMMANDS: Final = {
+    "init": ("ledger_commands", "Make a ledger in a new directory."),
+    "demo": ("demo_command", "Train, record, anchor, prove, verify, and attack: the whole path."),
+    "serve": ("serve_command", "Serve the public log and the verifier over HTTP."),
+    "status": ("ledger_commands", "Show runs, their sizes, signed and anchored tree heads."),
+    "anchor": ("chain_commands", "Sign the newest tree heads and anchor them on the chain."),
+    "prove": ("ledger_commands", "Write a bundle that proves entries of a run."),
+    "verify": ("verify_command", "Check a bundle: unchanged? and by whom?"),
+    "export": ("ledger_commands", "Write a run's public log as a static directory."),
+    "fsck": ("ledger_commands", "Check everything that is stored."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Finds a command's module only when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            near = difflib.get_close_matches(cmd_name, _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {cmd_name!r}.{hint}")
+        module = import_module(f"rlhf_audit_trail.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, so that --help loads none of them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rlhf-audit-trail", prog_name="rlhf-audit")
+def main() -> None:
+    """Prove, years later and to strangers, what happened in a preference-training run.
+
+    Exit codes: 0 verified or done, 1 failed (evidence contradicts itself or your trust),
+    2 wrong usage, 3 inconclusive, 4 unreadable, 5 operational error.
+    """

@@ -1,0 +1,122 @@
+"""What every command shares: where results go, how errors read, which exit code they get."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+
+__all__ = ["EXIT_BY_ERROR", "exit_code_of", "guarded", "say", "show_json", "styled"]
+
+# Names, not classes: the table must not import what a verifier's machine does not have.
+EXIT_BY_ERROR: Final = {
+    "SettingsError": 2,
+    "InvalidName": 2,
+    "InvalidEvent": 2,
+    "LedgerExists": 2,
+    "PrivacyError": 2,
+    "RolledBack": 1,
+    "Forked": 1,
+    "Inconsistent": 1,
+    "BadSignature": 1,
+    "NotIncluded": 1,
+    "VaultDamaged": 1,
+    "BlobDamaged": 1,
+    "AnchorRefused": 1,
+    "NotPublished": 3,
+    "NotAnchored": 3,
+    "PolicyUnmet": 3,
+    "Erased": 3,
+    "MalformedBundle": 4,
+    "LedgerMissing": 4,
+    "LedgerTooNew": 4,
+    "BadKeyFile": 4,
+    "EntryMissing": 4,
+    "UnreadableFile": 4,
+    "InvalidTrust": 4,
+    "AuditTrailError": 5,
+}
+_COLOURS: Final = {
+    "passed": "green", "VERIFIED": "green", "caught": "green", "sound": "green",
+    "failed": "red", "FAILED": "red", "SLIPPED": "red", "DAMAGED": "red",
+    "unreadable": "red", "UNREADABLE": "red",
+    "not shown": "yellow", "INCONCLUSIVE": "yellow",
+}  # fmt: skip
+
+_Args = ParamSpec("_Args")
+_Back = TypeVar("_Back")
+
+
+def say(text: str = "") -> None:
+    """Write a line of the result to standard output."""
+    click.echo(text, color=_colour())
+
+
+def show_json(record: Any) -> None:
+    """Write the result as JSON."""
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+
+
+def styled(word: str, width: int = 0) -> str:
+    """Return a state or verdict, padded and in its colour; the word alone carries the meaning."""
+    padded = word.ljust(width)
+    return click.style(padded, fg=_COLOURS.get(word)) if word in _COLOURS else padded
+
+
+def exit_code_of(error: AuditTrailError) -> int:
+    """Return the exit code of the nearest class that the table knows."""
+    return next(
+        EXIT_BY_ERROR[x.__name__] for x in type(error).__mro__ if x.__name__ in EXIT_BY_ERROR
+    )
+
+
+def guarded(command: Callable[_Args, _Back]) -> Callable[_Args, _Back]:
+    """Turn an expected error of a command into its message and exit code."""
+
+    @wraps(command)
+    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Back:
+        try:
+            return command(*args, **kwargs)
+        except AuditTrailError as error:
+            _fail(error)
+        except ModuleNotFoundError as error:
+            _missing(error)
+
+    return run
+
+
+def _fail(error: AuditTrailError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(exit_code_of(error))
+
+
+_EXTRAS: Final = {
+    "sqlmodel": "ledger", "sqlalchemy": "ledger", "alembic": "ledger", "obstore": "ledger",
+    "fastapi": "api", "uvicorn": "api", "web3": "chain", "eth_account": "chain",
+    "eth_utils": "chain", "torch": "train", "transformers": "train", "safetensors": "train",
+}  # fmt: skip
+
+
+def _missing(error: ModuleNotFoundError) -> NoReturn:
+    """Name the extra that brings a missing package; anything else is a defect and is shown."""
+    package = (error.name or "").split(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    click.echo(
+        f"error: this command needs the package {package}\n"
+        f"  next: pip install 'rlhf-audit-trail[{_EXTRAS[package]}]'",
+        err=True,
+    )
+    sys.exit(5)
+
+
+def _colour() -> bool | None:
+    """No colour where the reader asked for none; else click looks whether it is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
