@@ -84,6 +84,7 @@ class Log(StoredLog):
         self._losses_lock = threading.Lock()  # owns _losses; the writer thread takes it too
         self._losses: list[dict[str, Any]] = []
         self._tree: GrowingTree | None = None  # owned by the writer thread
+        self._known_closed = False  # once true, it stays true
 
     # --- record -----------------------------------------------------------------------
 
@@ -101,10 +102,8 @@ class Log(StoredLog):
         events = list(events)
         if not events:
             return []
-        if self.closed:
-            raise RunClosed(
-                f"the run {self.run_id} is closed", next_step="open a run with another name"
-            )
+        if self._known_closed:  # what another process closed is found by the writer
+            raise self._refusal()
         return self._hand_over(events)
 
     def _hand_over(self, events: list[Event]) -> list[Receipt]:
@@ -114,7 +113,8 @@ class Log(StoredLog):
             try:
                 events = [Event("gap", loss) for loss in losses] + events
                 self._vault.prepare(events, self.origin)
-                pending = [self._encode(item, self._next_seq + i) for i, item in enumerate(events)]
+                first, now = self._next_seq, now_text()
+                pending = [self._encode(item, first + i, now) for i, item in enumerate(events)]
                 ticket = Ticket(self.run_id, pending)
                 self._writer.submit(ticket)
             except BaseException:
@@ -123,7 +123,7 @@ class Log(StoredLog):
             self._next_seq += len(pending)
         return [Receipt(ticket, position) for position in range(len(losses), len(pending))]
 
-    def _encode(self, event: Event, seq: int) -> Pending:
+    def _encode(self, event: Event, seq: int, recorded_at: str) -> Pending:
         sealed = None
         if event.sealed:
             sealed = self._vault.seal(event, self.origin, place_of(self.writer_id, seq))
@@ -132,7 +132,7 @@ class Log(StoredLog):
             run_id=self.run_id,
             writer_id=self.writer_id,
             seq=seq,
-            recorded_at=now_text(),
+            recorded_at=recorded_at,
             commitments=sealed.commitments if sealed else {},
         )
         return Pending(seq, event.kind, data, sealed)
@@ -150,7 +150,7 @@ class Log(StoredLog):
     def note_loss(self, ticket: Ticket[Pending]) -> None:
         """Remember what could not be stored; the next record begins with a `gap` event."""
         first, last = ticket.items[0].seq, ticket.items[-1].seq
-        fields = {"writer_id": self.writer_id, "first_seq": first, "last_seq": last}
+        fields = {"of_writer": self.writer_id, "first_seq": first, "last_seq": last}
         reason = ticket.error.message if ticket.error else "unknown"
         # gap events among the lost are not recorded either: what they told is still to be told
         gaps = [json.loads(item.data) for item in ticket.items if item.kind == "gap"]
@@ -179,9 +179,11 @@ class Log(StoredLog):
     ) -> None:
         """Give indices to the tickets' entries and store them with their tree."""
         size = self._size(connection, lock=True)
+        known = self._known(connection, tickets) if retry else {}
+        if self._closed(connection):
+            tickets = [ticket for ticket in tickets if self._is_stored(ticket, known)]
         if self._tree is None or self._tree.size != size:  # another process appended
             self._tree = GrowingTree.restore(size, self._reader(connection))
-        known = self._known(connection, tickets) if retry else {}
         rows: list[dict[str, Any]] = []
         vault: list[dict[str, Any]] = []
         for ticket in tickets:
@@ -197,6 +199,18 @@ class Log(StoredLog):
             ticket.indices = indices
         if rows:
             self._insert(connection, rows, vault)
+
+    def _is_stored(self, ticket: Ticket[Pending], known: dict[int, int]) -> bool:
+        """Refuse a ticket that came after the run was closed, unless it is stored already."""
+        if all(item.seq in known for item in ticket.items):
+            return True
+        ticket.error = self._refusal()
+        return False
+
+    def _refusal(self) -> RunClosed:
+        return RunClosed(
+            f"the run {self.run_id} is closed", next_step="open a run with another name"
+        )
 
     def _insert(
         self, connection: Connection, rows: list[dict[str, Any]], vault: list[dict[str, Any]]
@@ -306,6 +320,7 @@ class Log(StoredLog):
                 connection.execute(
                     update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True)
                 )
+            self._known_closed = True
         if self._registry.announces("run.closed", self.run_id):
             return
         signed = self.published()
@@ -347,8 +362,13 @@ class Log(StoredLog):
     def closed(self) -> bool:
         """Whether the run was ended: nothing more is recorded."""
         with self._engine.connect() as connection:
+            return self._closed(connection)
+
+    def _closed(self, connection: Connection) -> bool:
+        if not self._known_closed:
             query = select(_LOGS.c.closed).where(_LOGS.c.number == self.number)
-            return bool(connection.scalar(query))
+            self._known_closed = bool(connection.scalar(query))
+        return self._known_closed
 
 
 def now_text() -> str:

@@ -70,7 +70,8 @@ class Event:
     subject: str = ""
 
 
-_NUMBER = (int, float)
+# Made once: `json.dumps` with settings of its own builds an encoder at every call.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _OPTIONAL_TEXT = (str, type(None))
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -154,7 +155,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "gap": Kind(
         "Events that were observed but could not be recorded.",
-        {"writer_id": str, "first_seq": int, "last_seq": int, "count": int, "reason": str},
+        {"of_writer": str, "first_seq": int, "last_seq": int, "count": int, "reason": str},
     ),
     "run.finished": Kind("Training ended: completed or failed.", {"outcome": str, "error": str}),
 }
@@ -167,9 +168,7 @@ def encode_value(value: Any) -> bytes:
         InvalidEvent: the value holds NaN, infinity or a type that JSON has not.
     """
     try:
-        return json.dumps(
-            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        return _ENCODER.encode(value).encode()
     except (TypeError, ValueError, UnicodeEncodeError) as error:
         # the value itself stays out of the message: it may be personal
         raise InvalidEvent(
@@ -201,8 +200,8 @@ def encode_entry(
         InvalidEvent: unknown kind, a field missing, surplus or of the wrong type.
         EntryTooLarge: more than 65,535 bytes.
     """
-    kind = _check(event)
-    if set(commitments) != set(event.sealed):
+    public = _public(event)
+    if commitments.keys() != event.sealed.keys():
         raise InvalidEvent(f"{event.kind}: every sealed field needs exactly one commitment")
     record: dict[str, Any] = {
         "v": ENTRY_VERSION,
@@ -211,10 +210,11 @@ def encode_entry(
         "writer_id": writer_id,
         "seq": seq,
         "recorded_at": recorded_at,
+        **public,
     }
-    record |= {name: event.fields[name] for name in _names(kind) if name in event.fields}
     if commitments:
-        record["c"] = {name: commitments[name] for name in kind.sealed if name in commitments}
+        order = KINDS[event.kind].sealed
+        record["c"] = {name: commitments[name] for name in order if name in commitments}
     data = encode_value(record)
     if len(data) > MAX_ENTRY_BYTES:
         raise EntryTooLarge(
@@ -225,38 +225,63 @@ def encode_entry(
     return data
 
 
-def _names(kind: Kind) -> list[str]:
-    return [name.removesuffix("?") for name in kind.public]
+@dataclass(frozen=True)
+class _Field:
+    """A public field's rule, prepared once: this is looked up for every event."""
+
+    name: str
+    is_optional: bool
+    types: tuple[type, ...]
 
 
-def _check(event: Event) -> Kind:
-    """Return the event's kind, or say which field does not fit; values are never quoted."""
-    kind = KINDS.get(event.kind)
-    if kind is None:
-        raise InvalidEvent(f"unknown kind of event {event.kind!r}", next_step="see events.KINDS")
-    surplus = set(event.fields) - set(_names(kind))
-    if surplus or not set(event.sealed) <= set(kind.sealed):
-        names = sorted(surplus | (set(event.sealed) - set(kind.sealed)))
-        raise InvalidEvent(f"{event.kind} has no field {', '.join(names)}")
-    for name, wanted in kind.public.items():
-        if name.removesuffix("?") not in event.fields:
-            if name.endswith("?"):
-                continue
-            raise InvalidEvent(f"{event.kind} needs the field {name}")
-        _check_type(
-            event.kind, name.removesuffix("?"), event.fields[name.removesuffix("?")], wanted
+def _prepare(kind: Kind) -> tuple[_Field, ...]:
+    return tuple(
+        _Field(
+            name.removesuffix("?"),
+            name.endswith("?"),
+            wanted if isinstance(wanted, tuple) else (wanted,),
         )
-    return kind
+        for name, wanted in kind.public.items()
+    )
 
 
-def _check_type(kind: str, name: str, value: Any, wanted: type | tuple[type, ...]) -> None:
-    types = wanted if isinstance(wanted, tuple) else (wanted,)
+_FIELDS: Final = {name: _prepare(kind) for name, kind in KINDS.items()}
+
+
+def _public(event: Event) -> dict[str, Any]:
+    """Return the public fields in the kind's order, or say which one does not fit.
+
+    Values are never quoted in a message.
+    """
+    rules = _FIELDS.get(event.kind)
+    if rules is None:
+        raise InvalidEvent(f"unknown kind of event {event.kind!r}", next_step="see events.KINDS")
+    found: dict[str, Any] = {}
+    for rule in rules:
+        if rule.name in event.fields:
+            value = found[rule.name] = event.fields[rule.name]
+            if type(value) not in rule.types or type(value) is float:
+                _check_value(event.kind, rule, value)
+        elif not rule.is_optional:
+            raise InvalidEvent(f"{event.kind} needs the field {rule.name}")
+    surplus = (event.fields.keys() - found.keys()) | (
+        event.sealed.keys() - set(KINDS[event.kind].sealed)
+    )
+    if surplus:
+        raise InvalidEvent(f"{event.kind} has no field {', '.join(sorted(map(str, surplus)))}")
+    return found
+
+
+def _check_value(kind: str, rule: _Field, value: Any) -> None:
     # bool passes isinstance(int) in Python, and would read as a number elsewhere
-    fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+    fits = isinstance(value, rule.types) and not (
+        isinstance(value, bool) and bool not in rule.types
+    )
     if not fits:
-        raise InvalidEvent(f"{kind}.{name} must be {' or '.join(t.__name__ for t in types)}")
+        names = " or ".join(item.__name__ for item in rule.types)
+        raise InvalidEvent(f"{kind}.{rule.name} must be {names}")
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidEvent(
-            f"{kind}.{name} is not a finite number",
+            f"{kind}.{rule.name} is not a finite number",
             next_step="write it as the text NaN, Infinity or -Infinity in a sealed field",
         )

@@ -201,8 +201,9 @@ class LogCheck:
             yield self._found("sequence", index, detail)
         if record.get("kind") == "gap":
             first, last = record.get("first_seq"), record.get("last_seq")
-            if type(first) is int and type(last) is int:
-                sequences.cover(writer, first, last)
+            whose = record.get("of_writer")
+            if type(first) is int and type(last) is int and isinstance(whose, str):
+                sequences.cover(whose, first, last)
         for hole in sequences.holes(beyond=_HOLES_MAX):
             yield self._unrecorded(*hole)
 

@@ -25,7 +25,12 @@ from rlhf_audit_trail.ledger.log import (
     resolve,
 )
 from rlhf_audit_trail.ledger.settings import ChainSettings, LedgerSettings, read_tables
-from rlhf_audit_trail.ledger.store.database import StoreError, keys_engine, ledger_engine
+from rlhf_audit_trail.ledger.store.database import (
+    LedgerTooNew,
+    StoreError,
+    keys_engine,
+    ledger_engine,
+)
 from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = ["Finding", "Inspectable", "Storage", "Summary", "guarded", "open_damaged", "raw"]
@@ -138,6 +143,9 @@ def open_damaged(directory: Path | str) -> Storage:
     engine = ledger_engine(_in_directory(settings.database, path), read_only=True)
     try:
         keys: Engine | None = keys_engine(_in_directory(KEYS_URL, path), read_only=True)
+    except LedgerTooNew:
+        engine.dispose()
+        raise
     except StoreError:  # without it everything but the sealed values can still be checked
         keys = None
     vault = None if keys is None else Vault(keys, secret)

@@ -34,6 +34,7 @@ from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer, WriterClosed
 __all__ = [
     "GENERATED_KEY",
     "KEYS_URL",
+    "REGISTRY",
     "SETTINGS_FILE",
     "EntryMissing",
     "Forked",
@@ -92,7 +93,11 @@ class Ledger:
         self._logs: dict[str, Log] = {}
         self._lock = threading.RLock()
         self._writer: Writer[Pending] = Writer(self._commit, self._lost)
-        self.registry = self._log(REGISTRY)
+        try:
+            self.registry = self._log(REGISTRY)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, directory: Path | str, *, organisation: str) -> Ledger:

@@ -104,10 +104,12 @@ class Vault:
         """
         tag = self.subject_tag(event.subject, origin)
         secret = self._secrets[tag]
+        salts = secrets.token_bytes(SALT_BYTES * len(event.sealed))
         openings = []
-        for path, value in event.sealed.items():
+        for number, (path, value) in enumerate(event.sealed.items()):
             shown = self.pseudonym(secret, origin) if path == "annotator" else value
-            openings.append(Opening(path, secrets.token_bytes(SALT_BYTES), encode_value(shown)))
+            salt = salts[SALT_BYTES * number : SALT_BYTES * (number + 1)]
+            openings.append(Opening(path, salt, encode_value(shown)))
         nonce = os.urandom(_NONCE_BYTES)
         ciphertext = _cipher(secret).encrypt(nonce, _pack(openings), origin.encode() + place)
         commitments = {opening.path: commit(opening).hex() for opening in openings}

@@ -66,7 +66,7 @@ def _run(directory: Path, *, fast: bool, as_json: bool, kept: bool) -> int:
         say(f"  rlhf-audit verify {directory}/demo.bundle --key {directory}/demo.vkey")
         say(f"  rlhf-audit status --ledger {directory}/ledger")
         say(f"  rlhf-audit fsck --ledger {directory}/ledger")
-        say(f"  rlhf-audit serve --ledger {directory}/ledger   then open /docs")
+        say(f"  rlhf-audit serve --ledger {directory}/ledger   then open /api/v1/logs")
     else:
         say("  rlhf-audit demo --keep DIR   keeps ledger, bundle and keys to play with")
     say("  ledger/FORMAT.md             what the verifier checked, step by step")

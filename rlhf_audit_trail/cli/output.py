@@ -21,6 +21,8 @@ EXIT_BY_ERROR: Final = {
     "InvalidName": 2,
     "InvalidEvent": 2,
     "LedgerExists": 2,
+    "DirectoryTaken": 2,
+    "ExportTargetTaken": 2,
     "PrivacyError": 2,
     "RolledBack": 1,
     "Forked": 1,

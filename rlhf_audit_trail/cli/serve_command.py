@@ -47,8 +47,7 @@ def serve(*, directory: Path, host: str, port: int) -> None:
                 next_step="stop the other process, or choose another --port",
             ) from error
         where = f"http://{host}:{listener.getsockname()[1]}"
-        click.echo(
-            f"serving {ledger.settings.organisation} on {where}   (API: {where}/docs)", err=True
-        )
+        who = ledger.settings.organisation
+        click.echo(f"serving {who} on {where}   (API: {where}/api/v1/openapi.json)", err=True)
         server = uvicorn.Server(uvicorn.Config(create_app(ledger), log_level="warning"))
         server.run(sockets=[listener])

@@ -17,18 +17,27 @@ from typing import Any
 
 import bundle_scenarios
 import note_scenarios
+import spelling_scenarios
+import tamper_scenarios
 import tree_scenarios
 from sample_log import NOTES, SampleLog, read_notes
 
 FOLDER = Path(__file__).parent
 ACCUMULATED_SIZE = 130
+ROOMS = (
+    tree_scenarios,
+    note_scenarios,
+    bundle_scenarios,
+    tamper_scenarios,
+    spelling_scenarios,
+)
 
 
 def vectors() -> dict[str, dict[str, Any]]:
     """Every vector by its name; new ML-DSA signatures are kept on the way."""
     log = SampleLog(notes=read_notes())
     found: dict[str, dict[str, Any]] = {}
-    for room in (tree_scenarios, note_scenarios, bundle_scenarios):
+    for room in ROOMS:
         for name, vector in room.scenarios(log):
             if name in found:
                 raise ValueError(f"two vectors are called {name}")
@@ -129,8 +138,7 @@ def main(arguments: list[str]) -> int:
         (FOLDER / name).unlink()
     for name, text in wanted.items():
         (FOLDER / name).write_text(text, "utf-8")
-    fails = sum(vector["expect"] != "ok" for vector in map(json.loads, wanted.values()))
-    print(f"{len(wanted)} vectors written, {fails} of them must not pass as ok")
+    print(f"{len(wanted)} vectors written")
     return 0
 
 

@@ -131,6 +131,9 @@ def _bad_inclusion(log: SampleLog) -> Iterator[tuple[str, Vector]]:
     alone = _inclusion(log, 0, 1) | {"path": [log.leaves[1]]}
     about = "A tree of one entry has no siblings."
     yield "inclusion-alone-with-path", _vector("inclusion", about, MALFORMED, **_hexed(alone))
+    beyond = _inclusion(log, 1, 2) | {"size": 1}
+    about = "Index 1 in a tree of 1: the walk itself would reach the root."
+    yield "inclusion-beyond-by-one", _vector("inclusion", about, MALFORMED, **_hexed(beyond))
 
 
 def _consistency(log: SampleLog, old: int, new: int, fork: SampleLog | None = None) -> Vector:

@@ -1,0 +1,71 @@
+"""The service: one ledger's public side over HTTP, and a verifier for anybody's bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from sqlalchemy import text
+
+from rlhf_audit_trail.api import c2sp, logs, proofs, verify
+from rlhf_audit_trail.api.asking import LedgerOfApp, refuse_unknown
+from rlhf_audit_trail.api.limits import Limits
+from rlhf_audit_trail.api.models import Health
+from rlhf_audit_trail.api.problems import Problem, describe, install
+from rlhf_audit_trail.ledger.log import Ledger
+
+__all__ = ["create_app"]
+
+_DESCRIPTION = """\
+The public side of an RLHF audit ledger: signed tree heads, tiles, entries, proofs and
+bundles, and a verifier. Everything here is checked best on your own machine, with keys
+that you got elsewhere: `rlhf-audit verify FILE --key KEY`. No sealed value leaves here.
+"""
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/api/v1/health", summary="Whether the service can read its ledger")
+def health(ledger: LedgerOfApp) -> Health:
+    """Answer 200 when the database answers."""
+    with ledger.engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    return Health(
+        status="ok",
+        version=version("rlhf-audit-trail"),
+        organisation=ledger.settings.organisation,
+        runs=len(ledger.runs()),
+    )
+
+
+def create_app(ledger: Ledger) -> FastAPI:
+    """Make the service for an open ledger, which the caller closes after the service ended."""
+    app = FastAPI(
+        title="RLHF Audit Trail",
+        description=_DESCRIPTION,
+        version=version("rlhf-audit-trail"),
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # the framework's pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # one address for one thing
+        dependencies=[Depends(refuse_unknown)],
+        responses=describe(400, 405, 500, 503),
+    )
+    app.state.ledger = ledger
+    for part in (router, c2sp.router, logs.router, proofs.router, verify.router):
+        app.include_router(part)
+    app.add_middleware(Limits)
+    install(app)
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Add the schema of errors, which no route returns as its own result."""
+    if app.openapi_schema is None:
+        schema = generate()
+        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+    return generate()

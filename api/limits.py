@@ -1,0 +1,71 @@
+"""ASGI wrapper: bounds a request's body, and marks every response as not to be sniffed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rlhf_audit_trail.api.problems import BodyTooLarge, problem_response
+
+__all__ = ["BODY_BYTES_MAX", "Limits"]
+
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+
+
+class Limits:
+    """Reads a body up to the limit before the app sees it, whatever length was declared."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413, or pass on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                # what was logged is anybody's text: no browser shall take it for a page
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        body = await _read(scope, receive)
+        if body is None:
+            error = BodyTooLarge(
+                f"a body is at most {BODY_BYTES_MAX:,} bytes",
+                next_step="verify larger bundles on your own machine: rlhf-audit verify FILE",
+            )
+            answer = problem_response(error)
+            answer.headers["Connection"] = "close"  # else the rest would still be read, for nothing
+            await answer(scope, receive, marked)
+            return
+        await self._app(scope, _replay(body, receive), marked)
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes | None:
+    """Return the whole body, or None when it is, or says to be, larger than the limit."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    if declared.isdecimal() and int(declared) > BODY_BYTES_MAX:
+        return None
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES_MAX:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,320 @@
+"""One run being recorded: the neutral core that the facade and every trainer call.
+
+A recorder turns what happened into events, hands them to the run's log and returns
+receipts. It decides nothing about the training and changes nothing in it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_audit_trail.capture import Movement, environment, row_count
+from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.log import Log, Receipt
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.weights import TensorRecord
+from rlhf_audit_trail.run_events import (
+    annotation_events,
+    check_source,
+    checkpoint_event,
+    config_event,
+    model_event,
+    rollout_event,
+    sealed_event,
+    update_event,
+)
+
+if TYPE_CHECKING:
+    from rlhf_audit_trail.optimizer_watch import OptimizerWatch
+
+__all__ = ["CheckpointRecord", "ForkedProcess", "NoStepSeen", "PolicyUpdate", "RunRecorder"]
+
+
+class ForkedProcess(AuditTrailError):
+    """A forked child process has no thread that writes; its records would be lost."""
+
+
+class NoStepSeen(UserWarning):
+    """A policy update was announced, but no optimizer step was seen since the last one."""
+
+
+@dataclass(frozen=True)
+class PolicyUpdate:
+    """What was recorded of one policy update; figures that nobody knows are None."""
+
+    policy_step: int
+    updates: int
+    delta_norm_kind: str
+    parameter_delta_norm: float | None
+    grad_norm_preclip: float | None
+    grad_norm_applied: float | None
+    learning_rate: float | None
+    receipt: Receipt = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What was recorded of a model checkpoint; the digest is hex, or None without weights."""
+
+    name: str
+    weights_digest: str | None
+    receipt: Receipt = field(repr=False)
+
+
+class RunRecorder:
+    """Records one run; made by `AuditableRLHF.track_training`."""
+
+    def __init__(self, log: Log, *, source: str, judge_model: str = "") -> None:
+        """Record into `log`; counters go on where its entries end."""
+        self.log = log
+        self.source = check_source(source, judge_model)
+        self.judge_model = judge_model
+        self.watch: OptimizerWatch | None = None
+        self._process_id = os.getpid()
+        self._policy_step = _last(log, "policy.update", "policy_step")
+        self._batch = _last(log, "annotation.recorded", "batch")
+        self._warned = False
+
+    @property
+    def policy_step(self) -> int:
+        """Number of policy updates recorded so far, in this process and before it."""
+        return self._policy_step
+
+    # --- before the first step --------------------------------------------------------
+
+    def begin(self, name: str, model_name: str, config: Mapping[str, Any], seed: Any) -> None:
+        """Record start or resumption, settings and environment; the seed only sealed."""
+        size = self.log.size
+        if size:
+            reason = "the run was opened again under the same name"
+            first = Event("run.resumed", {"tree_size": size, "reason": reason})
+        else:
+            fields = {"name": name, "model_name": model_name, "source": self.source}
+            first = Event("run.started", fields)
+        self._record([first, config_event(config, seed), Event("env.snapshot", environment())])
+
+    def config(self, config: Mapping[str, Any], *, seed: Any = None) -> Receipt:
+        """Record further settings, for example a trainer's; the seed only sealed."""
+        return self._record([config_event(config, seed)])[0]
+
+    def register_model(self, model: Any, role: str) -> Receipt:
+        """Record the digest of a model in a role.
+
+        Args:
+            model: torch module, mapping of names to tensors, or list of tensor records.
+            role: policy_init, reference, reward, value or policy_final.
+        """
+        return self._record([model_event(_records_of(model), role)])[0]
+
+    # --- while training ---------------------------------------------------------------
+
+    def log_annotations(
+        self, *, prompts: Any, responses: Any, rewards: Any, annotator_ids: Any = None
+    ) -> list[Receipt]:
+        """Record preference values, one entry each; all are checked before any is taken.
+
+        Args:
+            prompts: text per row.
+            responses: text per row.
+            rewards: finite number per row; a list, an array or a tensor.
+            annotator_ids: who gave the value; None, or None in a row, when nobody knows.
+                Ids reach no entry: a person appears as a pseudonym behind a commitment.
+
+        Raises:
+            UnequalLengths, NonFiniteValue, InvalidColumn: rows are named, nothing was recorded.
+        """
+        public: dict[str, Any] = {"source": self.source, "batch": self._batch + 1}
+        if self.judge_model:
+            public["judge_model"] = self.judge_model
+        events = annotation_events(
+            prompts=prompts,
+            responses=responses,
+            rewards=rewards,
+            annotator_ids=annotator_ids,
+            public=public,
+        )
+        receipts = self._record(events)
+        self._batch += bool(receipts)
+        return receipts
+
+    def rollouts_scored(
+        self,
+        *,
+        rewards: Any,
+        kl: Any = None,
+        entropy: Any = None,
+        lengths: Any = None,
+        rows: Sequence[Mapping[str, Any]] = (),
+    ) -> Receipt:
+        """Record the scores of completions; every figure and all rows are sealed.
+
+        Args:
+            rewards: number per completion.
+            kl: KL divergence to the reference per completion, in nats.
+            entropy: mean entropy of the policy per completion, in nats.
+            lengths: live tokens per completion.
+            rows: more per completion, for example its text.
+        """
+        means = {"kl_mean": kl, "entropy_mean": entropy, "length_mean": lengths}
+        step = self._policy_step
+        return self._record(
+            rollout_event(policy_step=step, rewards=rewards, means=means, rows=rows)
+        )[0]
+
+    def track_policy_update(
+        self,
+        *,
+        model: Any,
+        optimizer: Any,
+        batch: Any = None,
+        algorithm: str = "unknown",
+        grad_norm_preclip: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> PolicyUpdate:
+        """Record what the optimizer did since the last call; never steps it.
+
+        Without a step since then, `updates` is 0, the norms are absent, and one warning
+        says so.
+
+        Args:
+            model: names the parameters in the sealed statistics; may be None.
+            optimizer: the one that stepped, also inside a wrapper.
+            batch: the rows of this update; only their number is recorded.
+            algorithm: for example `ppo`.
+            grad_norm_preclip: what `clip_grad_norm_` returned; the optimizer cannot know it.
+            metrics: losses and the like, sealed.
+        """
+        self._check_process()
+        names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+        movement = self.watch.take(optimizer, names) if self.watch else None
+        return self.policy_moved(
+            movement,
+            rows=row_count(batch),
+            algorithm=algorithm,
+            grad_norm_preclip=None if grad_norm_preclip is None else float(grad_norm_preclip),
+            metrics=metrics,
+        )
+
+    def policy_moved(
+        self,
+        movement: Movement | None,
+        *,
+        rows: int,
+        algorithm: str,
+        grad_norm_preclip: float | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> PolicyUpdate:
+        """Record a policy update whose figures the caller measured; None if no step was seen."""
+        step = self._policy_step + 1
+        events = update_event(
+            movement,
+            policy_step=step,
+            algorithm=algorithm,
+            rows=rows,
+            grad_norm_preclip=grad_norm_preclip,
+            metrics=metrics,
+        )
+        receipt = self._record(events)[0]
+        self._policy_step = step
+        if movement is None:
+            self._warn_no_step()
+        elif movement.failure:
+            self.alert("optimizer_watch_failed", f"figures are missing: {movement.failure}")
+        return PolicyUpdate(
+            policy_step=step,
+            updates=movement.updates if movement else 0,
+            delta_norm_kind=movement.kind if movement else "absent",
+            parameter_delta_norm=movement.delta_norm if movement else None,
+            grad_norm_preclip=grad_norm_preclip,
+            grad_norm_applied=movement.grad_norm_applied if movement else None,
+            learning_rate=movement.learning_rate if movement else None,
+            receipt=receipt,
+        )
+
+    def checkpoint(
+        self,
+        *,
+        epoch: int,
+        metrics: Mapping[str, Any] | None = None,
+        model: Any = None,
+        path: Path | str | None = None,
+    ) -> CheckpointRecord:
+        """Record a model checkpoint, named `epoch_<n>`.
+
+        Args:
+            epoch: 0 or more.
+            metrics: sealed, since a mean reward says something about its annotators.
+            model: torch module, mapping of names to tensors, or list of tensor records;
+                its weights are digested now.
+            path: file or folder as saved; its digest is for transport only.
+        """
+        events = checkpoint_event(
+            epoch=epoch,
+            records=None if model is None else _records_of(model),
+            metrics=metrics,
+            path=None if path is None else Path(path),
+            step=self._policy_step,
+        )
+        receipt = self._record(events)[0]
+        fields = events[0].fields
+        return CheckpointRecord(fields["name"], fields["weights_digest"], receipt)
+
+    def metrics(self, step: int, metrics: Mapping[str, Any]) -> Receipt:
+        """Record metrics of a step, sealed; numbers that are not finite also raise an alert."""
+        events = sealed_event("metrics.logged", {"step": step}, {"metrics": metrics}, step=step)
+        return self._record(events)[0]
+
+    def alert(self, name: str, detail: str, *, severity: str = "warning") -> Receipt:
+        """Record a finding that a reader must know; `detail` is public."""
+        fields = {"name": name, "severity": severity, "step": self._policy_step, "detail": detail}
+        return self._record([Event("alert.raised", fields)])[0]
+
+    # --- the end ----------------------------------------------------------------------
+
+    def finish(self, outcome: str, error: str = "") -> None:
+        """Record the end, wait until all of it is durable, and sign the tree head.
+
+        Raises:
+            AppendFailed: the store refused the last entry.
+        """
+        self._record([Event("run.finished", {"outcome": outcome, "error": error})])[0].result()
+        self.log.publish()
+
+    def _record(self, events: list[Event]) -> list[Receipt]:
+        self._check_process()
+        return self.log.record_many(events)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process_id:
+            raise ForkedProcess(
+                "this process was forked from the one that records the run",
+                next_step="record from the parent, or open the ledger anew in the child",
+            )
+
+    def _warn_no_step(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "no optimizer step was seen since the last policy update: norms are absent",
+                NoStepSeen,
+                stacklevel=5,
+            )
+
+
+def _records_of(model: Any) -> Sequence[TensorRecord]:
+    """Return the tensor records of a model; torch is imported only for one that needs it."""
+    if isinstance(model, list | tuple):
+        return model
+    from rlhf_audit_trail.model_weights import digest_model  # noqa: PLC0415 - takes over a second
+
+    return digest_model(model).records
+
+
+def _last(log: Log, kind: str, name: str) -> int:
+    """Return the highest counter recorded so far, so that a resumed run goes on from it."""
+    return max((int(entry.event[name]) for entry in log.entries(kind=kind)), default=0)

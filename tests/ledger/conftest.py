@@ -1,0 +1,81 @@
+"""A ledger to record into, and the one that fsck tests damage copies of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.fsck import Summary, fsck, open_damaged
+from rlhf_audit_trail.ledger.log import Ledger
+from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.models import AnchorRow
+
+
+def _annotation(number: int) -> Event:
+    person = f"annotator-{number % 5}@example.org"
+    sealed = {"prompt": f"prompt {number}", "response": "r", "annotator": person, "reward": 0.5}
+    return Event("annotation.recorded", {"source": "simulated", "batch": number}, sealed, person)
+
+
+@pytest.fixture(scope="session")
+def annotation() -> Callable[[int], Event]:
+    return _annotation
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def ledger(directory: Path) -> Iterator[Ledger]:
+    with Ledger.create(directory, organisation="acme.example") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def _sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, one closed; heads at 100, 300 and 600; a ragged edge; blobs; an anchor."""
+    directory = tmp_path_factory.mktemp("sound") / "ledger"
+    with Ledger.create(directory, organisation="acme.example") as ledger:
+        log = ledger.open_run("run42")
+        for begin, end in ((0, 100), (100, 300), (300, 600)):
+            log.record_many(_annotation(number) for number in range(begin, end))
+            head = log.publish().head
+        anchor = {"log_number": log.number, "tree_size": 600, "root": head.root, "chain_id": 1}
+        anchor |= {"contract": "0x", "publisher": "0x", "nonce": 0, "tx_hash": b"t", "raw_tx": b""}
+        anchor |= {"state": "mined", "created_at": "", "reason": ""}
+        with writing(ledger.engine) as connection:
+            connection.execute(AnchorRow.__table__.insert(), anchor)
+        ended = ledger.open_run("ended")
+        ended.record_many(_annotation(number) for number in range(3))
+        ended.close()
+        ledger.registry.publish()
+        ledger.blobs.put(b"small")
+        ledger.blobs.put(b"large" * 20_000)
+    return directory
+
+
+@pytest.fixture
+def damaged(_sound: Path, tmp_path: Path) -> Path:
+    """A copy of a sound ledger, to be damaged."""
+    return Path(shutil.copytree(_sound, tmp_path / "copy"))
+
+
+def _examine(directory: Path) -> tuple[set[tuple[str, str, str]], Summary]:
+    summary = Summary()
+    with open_damaged(directory) as storage:
+        findings = list(fsck(storage, summary=summary))
+    assert summary.findings == len(findings)
+    assert all(finding.detail and str(finding) for finding in findings)
+    return {(x.log, x.what, x.where) for x in findings}, summary
+
+
+@pytest.fixture(scope="session")
+def examine() -> Callable[[Path], tuple[set[tuple[str, str, str]], Summary]]:
+    """Run fsck on a directory: findings as (log, what, where), and what was counted."""
+    return _examine
