@@ -1,4 +1,4 @@
-"""ASGI wrapper: bounds a request's body, and marks every response as not to be sniffed."""
+"""ASGI wrapper: bounds a request's body in size and depth, and marks every response."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rlhf_audit_trail.api.problems import BodyTooLarge, problem_response
+from rlhf_audit_trail.api.problems import BadRequest, BodyTooLarge, problem_response
+from rlhf_audit_trail.ledger.proof.bundle import check_depth
+from rlhf_audit_trail.ledger.proof.errors import MalformedBundle
 
 __all__ = ["BODY_BYTES_MAX", "Limits"]
 
@@ -22,7 +24,7 @@ class Limits:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413, or pass on."""
+        """Answer 413 or 400, or pass on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -43,6 +45,13 @@ class Limits:
             answer = problem_response(error)
             answer.headers["Connection"] = "close"  # else the rest would still be read, for nothing
             await answer(scope, receive, marked)
+            return
+        try:
+            # the framework's own parser recurses as deep as the process allows, and importing
+            # web3 alone raises that to 100,000: more than the stack holds
+            check_depth(body)
+        except MalformedBundle as error:
+            await problem_response(BadRequest(error.message))(scope, receive, marked)
             return
         await self._app(scope, _replay(body, receive), marked)
 

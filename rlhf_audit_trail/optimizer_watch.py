@@ -129,6 +129,7 @@ class OptimizerWatch:
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if _owners.get(optimizer, self) is not self:
+            self._seen.pop(optimizer, None)  # another run's: let go of the copy made for it
             return
         seen = self._seen.setdefault(optimizer, _Seen())
         with _harmless(seen):

@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +31,12 @@ from rlhf_audit_trail.ppo_loss import (
     exact_kl,
     token_rewards,
     whiten,
+)
+from rlhf_audit_trail.ppo_record import (
+    completions_of,
+    record_rollouts,
+    record_start,
+    record_update,
 )
 from rlhf_audit_trail.recorder import RunRecorder
 from rlhf_audit_trail.rollout import Sequences, ValueHead, forward, join, sample
@@ -166,7 +172,14 @@ class AuditablePPOTrainer:
             )
         recorder = self._recorder()
         if recorder:
-            self._record_start(recorder)
+            record_start(
+                recorder,
+                self.args,
+                policy=self.model,
+                reference=self.ref_model,
+                reward_model=self.reward_model,
+                is_first=not self.steps_done,
+            )
         prompts = self._prompts(self.train_dataset)
         reports = []
         for _ in range(steps):
@@ -228,7 +241,9 @@ class AuditablePPOTrainer:
             found: torch.Tensor = getattr(out, "logits", out)
             scores = found.float().reshape(len(prompts))
         elif self.reward_fn is not None:
-            numbers = loose_numbers("rewards", self.reward_fn(prompts, self._texts(sequences)))
+            numbers = loose_numbers(
+                "rewards", self.reward_fn(prompts, completions_of(self.tokenizer, sequences))
+            )
             check_lengths(prompts=prompts, rewards=numbers)
             scores = torch.tensor(numbers, device=self.device)
         else:  # `train` has refused this before it came here
@@ -237,10 +252,6 @@ class AuditablePPOTrainer:
             ended = ((sequences.responses == self._eos_id) & sequences.live).any(dim=1)
             scores = scores - self.args.missing_eos_penalty * ~ended
         return scores
-
-    def _texts(self, sequences: Sequences) -> list[str]:
-        rows = zip(sequences.responses, sequences.live, strict=True)
-        return [self.tokenizer.decode(ids[live], skip_special_tokens=True) for ids, live in rows]
 
     @torch.no_grad()
     def _prepare(self, sequences: Sequences, scores: torch.Tensor) -> _Batch:
@@ -274,7 +285,9 @@ class AuditablePPOTrainer:
         with self._without_dropout():
             batch = self._prepare(sequences, scores)
             if recorder:
-                self._record_rollouts(recorder, batch, scores)
+                record_rollouts(
+                    recorder, self.tokenizer, sequences, scores, kl=batch.kl, entropy=batch.entropy
+                )
             figures = [self._mini_batch(batch, rows) for rows in self._mini_batches(len(scores))]
         self.steps_done += 1
         lengths = sequences.live.sum(dim=1).float()
@@ -288,7 +301,11 @@ class AuditablePPOTrainer:
             first_ratio_deviation=figures[0]["ratio_deviation_max"],
             **{name: _mean(figures, name) for name in _AVERAGED},
         )
-        return self._record_update(recorder, sequences, report) if recorder else report
+        if recorder is None:
+            return report
+        return record_update(
+            recorder, report, actor=self.actor, optimizer=self.optimizer, rows=sequences.tokens
+        )
 
     def _mini_batch(self, batch: _Batch, rows: torch.Tensor) -> dict[str, float]:
         """Make one optimizer step and return its figures."""
@@ -337,49 +354,6 @@ class AuditablePPOTrainer:
 
     def _recorder(self) -> RunRecorder | None:
         return self.auditor.run() if self.auditor is not None else None
-
-    def _record_start(self, recorder: RunRecorder) -> None:
-        settings = asdict(self.args)
-        seed = settings.pop("seed")
-        recorder.config({"trainer": "ppo", "ppo": settings}, seed=seed)
-        recorder.register_model(self.model, "policy_init")
-        recorder.register_model(self.ref_model, "reference")
-        if self.reward_model is not None:
-            recorder.register_model(self.reward_model, "reward")
-        if not self.steps_done:
-            recorder.checkpoint(epoch=0, model=self.model)
-
-    def _record_rollouts(self, recorder: RunRecorder, batch: _Batch, scores: torch.Tensor) -> None:
-        sequences = batch.sequences
-        prompts = [
-            self.tokenizer.decode(ids[mask], skip_special_tokens=True)
-            for ids, mask in zip(
-                sequences.tokens[:, : sequences.prompt_length],
-                sequences.attention[:, : sequences.prompt_length],
-                strict=True,
-            )
-        ]
-        texts = zip(prompts, self._texts(sequences), scores.tolist(), strict=True)
-        recorder.rollouts_scored(
-            rewards=scores,
-            kl=batch.kl,
-            entropy=batch.entropy,
-            lengths=sequences.live.sum(dim=1),
-            rows=[{"prompt": x, "completion": y, "score": score} for x, y, score in texts],
-        )
-
-    def _record_update(
-        self, recorder: RunRecorder, sequences: Sequences, report: StepReport
-    ) -> StepReport:
-        update = recorder.track_policy_update(
-            model=self.actor,
-            optimizer=self.optimizer,
-            batch=sequences.tokens,
-            algorithm="ppo",
-            grad_norm_preclip=report.grad_norm_preclip,
-            metrics={name: value for name, value in asdict(report).items() if value is not None},
-        )
-        return StepReport(**asdict(report) | {"parameter_delta_norm": update.parameter_delta_norm})
 
     def _record_checkpoint(self, report: StepReport, *, last: bool) -> None:
         recorder, every = self._recorder(), self.args.checkpoint_every

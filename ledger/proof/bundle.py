@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,6 +27,9 @@ MAX_OPENINGS: Final = 64  # of one entry
 MAX_KEYS: Final = 16
 MAX_ANCHORS: Final = 1_000
 MAX_PATH: Final = 64  # no proof in a tree below 2**63 has more hashes
+MAX_DEPTH: Final = 64
+# A string, to its end or the file's, so that no byte is looked at twice; or a bracket.
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 MAX_INDEX: Final = 2**53 - 1  # JSON numbers are doubles in browsers
 
 
@@ -89,9 +93,8 @@ def parse_bundle(data: bytes) -> Bundle:
 
     White space at the end is allowed, since mail and editors add it.
 
-    Raises:
-        MalformedBundle: too large, not JSON, unknown schema or field, a wrong type, or bytes
-            other than the one spelling of what they say.
+    Raises MalformedBundle: too large, not JSON, unknown schema or field, a wrong type, or
+    bytes other than the one spelling of what they say.
     """
     if len(data) > MAX_BUNDLE_BYTES:
         raise MalformedBundle(f"a bundle is at most {MAX_BUNDLE_BYTES:,} bytes")
@@ -114,15 +117,24 @@ def parse_bundle(data: bytes) -> Bundle:
 def parse_json(data: bytes) -> Any:
     """Parse JSON as every reader must read it: no duplicate keys, no NaN, no bad UTF-8.
 
-    Raises:
-        MalformedBundle: anything else, excessive nesting included.
+    Raises MalformedBundle for anything else, and for nesting beyond 64 levels.
     """
+    check_depth(data)
     try:
-        return json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise MalformedBundle("not JSON as RFC 8259 has it, or nested too deep") from error
+        raise MalformedBundle("not JSON as RFC 8259 has it") from error
+
+
+def check_depth(data: bytes) -> None:
+    """Refuse JSON nested so deep that parsing it could end the process."""
+    # where a program has raised Python's recursion limit, the parser would overrun the stack
+    depth = 0
+    for token in _TOKEN.finditer(data):
+        first = data[token.start()]
+        depth += (first in b"[{") - (first in b"]}")
+        if depth > MAX_DEPTH:
+            raise MalformedBundle(f"JSON nested deeper than {MAX_DEPTH} levels")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

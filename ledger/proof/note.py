@@ -42,8 +42,7 @@ def encode_base64(data: bytes) -> str:
 def decode_base64(text: str, *, what: str) -> bytes:
     """Decode padded standard base64 in its one canonical spelling.
 
-    Raises:
-        MalformedBundle: other alphabet, missing padding, or unused bits that are not zero.
+    Raises MalformedBundle for another alphabet, missing padding, or unused bits not zero.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -135,8 +134,7 @@ class Note:
 def parse_note(data: str) -> Note:
     """Read a signed note.
 
-    Raises:
-        MalformedBundle: too long, control characters, no empty line, or a bad signature line.
+    Raises MalformedBundle: too long, control characters, no empty line, a bad signature line.
     """
     if len(data.encode("utf-8", "surrogatepass")) > MAX_NOTE_BYTES:
         raise MalformedBundle(f"a signed note is longer than {MAX_NOTE_BYTES:,} bytes")
@@ -166,8 +164,7 @@ def _parse_line(line: str) -> SignatureLine:
 def check_name(name: str) -> None:
     """Refuse what is no name of a key or log: empty, over 255 bytes, or a forbidden character.
 
-    Raises:
-        MalformedBundle: as said; spaces, plus signs and control characters are forbidden.
+    Raises MalformedBundle: spaces, plus signs and control characters are forbidden.
     """
     if not name or _NOT_IN_NAME.search(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedBundle("a name must be 1 to 255 bytes without space, plus or control sign")

@@ -114,8 +114,7 @@ class Examination:
 def verify_bundle(data: bytes, trust: TrustPolicy) -> Proven:
     """Return what a bundle proves under `trust`, or raise the gravest finding.
 
-    Raises:
-        ProofError: a subclass, with the number of the step that decided.
+    Raises a subclass of ProofError, with the number of the step that decided.
     """
     found = examine_bundle(data, trust)
     if found.decisive and found.decisive.finding:
@@ -130,7 +129,7 @@ def examine_bundle(data: bytes, trust: TrustPolicy) -> Examination:
     checks: list[Check] = []
     try:
         bundle = parse_bundle(data)
-        checks.append(Check(1, "passed", f"{len(data):,} bytes, {len(bundle.entries):,} entries"))
+        checks.append(Check(1, "passed", f"{len(data):,} bytes, entries: {len(bundle.entries):,}"))
         proven = Proven(_signed_tree_head(bundle, trust))
     except ProofError as error:  # what follows would hang on a size and root that nobody signed
         return Examination("not_shown", (*checks, _found(len(checks) + 1, error)), None)

@@ -133,7 +133,7 @@ def prove(
         sys.stdout.buffer.write(data)
         return
     target.write_bytes(data)
-    say(f"wrote {target}, {len(data):,} bytes, proving {len(set(indices)):,} entries of {run}")
+    say(f"wrote {target}, {len(data):,} bytes; entries proven of {run}: {len(set(indices)):,}")
     say(f"next: rlhf-audit verify {target} --key {directory / key_file}")
 
 

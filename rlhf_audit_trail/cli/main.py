@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "demo": ("demo_command", "Train, record, anchor, prove, verify, and attack: the whole path."),
     "serve": ("serve_command", "Serve the public log and the verifier over HTTP."),
     "status": ("ledger_commands", "Show runs, their sizes, signed and anchored tree heads."),
+    "anvil": ("anvil_command", "Run the local development chain of anvil.toml."),
     "anchor": ("chain_commands", "Sign the newest tree heads and anchor them on the chain."),
     "prove": ("ledger_commands", "Write a bundle that proves entries of a run."),
     "verify": ("verify_command", "Check a bundle: unchanged? and by whom?"),

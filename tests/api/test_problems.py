@@ -129,6 +129,14 @@ def test_bodies_that_are_no_json(client, content):
     check(client.post("/api/v1/verify", content=content, headers=kind), 400, "bad_request")
 
 
+def test_deep_bodies_are_refused_although_web3_raised_the_recursion_limit(client):
+    import web3  # noqa: F401 - its import alone raises the limit to more than the stack holds
+
+    kind = {"Content-Type": "application/json"}
+    for content in (b"[" * 100_000, b'{"bundle":' + b'{"a":' * 100_000):
+        check(client.post("/api/v1/verify", content=content, headers=kind), 400, "bad_request")
+
+
 def test_no_refused_value_is_repeated(client):
     answer = client.post("/api/v1/verify", json={"bundle": ["a private thing"]})
     assert "private" not in answer.text

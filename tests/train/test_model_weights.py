@@ -50,6 +50,9 @@ def test_layout_in_memory_does_not_matter() -> None:
     transposed = matrix.T.contiguous().T
     assert transposed.stride() != matrix.stride()
     assert digest_model({"x": transposed}).digest == digest_model({"x": matrix}).digest
+    sliced, repeated = torch.arange(6.0)[::2], torch.ones(1).expand(3)
+    assert digest_model({"x": sliced}).digest == digest_model({"x": sliced.clone()}).digest
+    assert digest_model({"x": repeated}).digest == digest_model({"x": torch.ones(3)}).digest
     conjugate = torch.tensor([1 + 2j]).conj()
     assert (
         digest_model({"x": conjugate}).digest == digest_model({"x": torch.tensor([1 - 2j])}).digest

@@ -214,6 +214,7 @@ def test_an_optimizer_belongs_to_the_watch_that_asked_first(watch: OptimizerWatc
         other.take(optimizer)
         take_steps(model, optimizer, 1)
         assert other.take(optimizer) is None
+        assert optimizer not in other._seen
         found = watch.take(optimizer)
         assert found is not None
         assert found.updates == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -112,3 +114,27 @@ def test_a_newer_version_says_so() -> None:
 def test_json_that_two_readers_might_read_differently_is_refused(text: bytes) -> None:
     with pytest.raises(MalformedBundle):
         parse_json(text)
+
+
+def test_deep_nesting_cannot_end_a_process_that_raised_the_recursion_limit() -> None:
+    """The C parser recurses as deep as Python's limit says, whatever the stack holds."""
+    code = (
+        "import sys\n"
+        "sys.setrecursionlimit(10_000_000)\n"
+        "from rlhf_audit_trail.ledger.proof.bundle import MalformedBundle, parse_json\n"
+        "for text in (b'[' * 1_000_000, b'{\"a\":' * 1_000_000):\n"
+        "    try: parse_json(text)\n"
+        "    except MalformedBundle as error: print(error.message)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("nested deeper")) == (0, 2), done.stderr
+
+
+@pytest.mark.parametrize("text", [b'"' + b'\\"' * 500_000, b'"' * 500_000, b'"\\', b"\\" * 100_000])
+def test_quotes_without_end_are_refused_in_one_pass(text: bytes) -> None:
+    with pytest.raises(MalformedBundle):
+        parse_json(text)
+
+
+def test_brackets_inside_text_are_no_nesting() -> None:
+    assert parse_json(b'["' + b"[" * 1000 + b'\\"' + b"{" * 1000 + b'"]')
