@@ -37,11 +37,11 @@ router = APIRouter(prefix="/rlhf/{run}", tags=["static log"], responses=describe
     responses={200: {"description": "A signed note (c2sp.org/tlog-checkpoint)."}},
 )
 def checkpoint(log: LogOfPath) -> PlainTextResponse:
-    """Return the note exactly as it was signed."""
-    signed = log.published()
-    if signed is None:
+    """Return the note exactly as it was signed, and its witnesses' lines."""
+    note = log.served_note()
+    if note is None:
         raise TileMissing(f"{log.origin} has no signed tree head yet")
-    return PlainTextResponse(str(signed.note), headers=_SHORTLY)
+    return PlainTextResponse(note, headers=_SHORTLY)
 
 
 @router.get(

@@ -19,8 +19,8 @@ from rlhf_audit_trail.api.problems import BadRequest, describe
 from rlhf_audit_trail.ledger.log import Log
 from rlhf_audit_trail.ledger.proof.bundle import BUNDLE_SCHEMA, MAX_INDEX
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
-from rlhf_audit_trail.ledger.proof.note import encode_base64
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
+from rlhf_audit_trail.ledger.tlog_proof import TlogProof, encode_tlog_proof
 
 __all__ = ["BUNDLE_TYPE", "router", "tlog_proof"]
 
@@ -84,11 +84,11 @@ def inclusion_file(log: LogOfPath, index: LeafIndex) -> PlainTextResponse:
     return PlainTextResponse(tlog_proof(log, index, covering(log, index)))
 
 
-def tlog_proof(log: Log, leaf_index: int, signed: SignedTreeHead) -> str:
-    """Return a tlog-proof: format, index, path from leaf to root, empty line, signed head."""
+def tlog_proof(log: Log, leaf_index: int, signed: SignedTreeHead) -> bytes:
+    """Return a tlog-proof under a signed tree head, with its witnesses' lines."""
     path = log.prove_inclusion(leaf_index, signed.head.size)
-    lines = ["c2sp.org/tlog-proof@v1", f"index {leaf_index}", *map(encode_base64, path), ""]
-    return "\n".join(lines) + "\n" + str(signed.note)
+    note = log.served_note(signed.head.size) or str(signed.note)
+    return encode_tlog_proof(TlogProof(leaf_index, path, note))
 
 
 @router.get("/logs/{run}/consistency", summary="Consistency proof", responses=describe(404, 409))

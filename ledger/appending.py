@@ -13,14 +13,16 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select, update
 
 from rlhf_audit_trail.ledger.events import KINDS, Event, encode_entry
 from rlhf_audit_trail.ledger.keys import LogKeys
+from rlhf_audit_trail.ledger.losses import Losses
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
+    HASH_BYTES,
     consistency_proof,
     leaf_hash,
     root_from_nodes,
@@ -29,13 +31,15 @@ from rlhf_audit_trail.ledger.proof.merkle import (
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, open_tree_head
 from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog, place_of
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.database import insert_rows, transact
 from rlhf_audit_trail.ledger.tiles import GrowingTree
 from rlhf_audit_trail.ledger.vault import Sealed, Vault
 from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer
 
 __all__ = ["Log", "Pending", "RunClosed", "now_text"]
 
+# beyond it, reading the tree's edge costs less than adding the leaves of others one by one
+_CATCH_UP_LEAVES_MAX: Final = 50_000
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
@@ -81,8 +85,7 @@ class Log(StoredLog):
         self._writer = writer
         self._lock = threading.Lock()  # owns _next_seq; held while the writer's queue is full
         self._next_seq = 0
-        self._losses_lock = threading.Lock()  # owns _losses; the writer thread takes it too
-        self._losses: list[dict[str, Any]] = []
+        self._losses = Losses()
         self._tree: GrowingTree | None = None  # owned by the writer thread
         self._known_closed = False  # once true, it stays true
 
@@ -109,7 +112,7 @@ class Log(StoredLog):
     def _hand_over(self, events: list[Event]) -> list[Receipt]:
         """Give sequence numbers and submit, known losses first; return the events' receipts."""
         with self._lock:
-            losses = self._take_losses()
+            losses = self._losses.take()
             try:
                 events = [Event("gap", loss) for loss in losses] + events
                 self._vault.prepare(events, self.origin)
@@ -118,7 +121,7 @@ class Log(StoredLog):
                 ticket = Ticket(self.run_id, pending)
                 self._writer.submit(ticket)
             except BaseException:
-                self._add_losses(losses)
+                self._losses.add(losses)
                 raise
             self._next_seq += len(pending)
         return [Receipt(ticket, position) for position in range(len(losses), len(pending))]
@@ -155,22 +158,7 @@ class Log(StoredLog):
         # gap events among the lost are not recorded either: what they told is still to be told
         gaps = [json.loads(item.data) for item in ticket.items if item.kind == "gap"]
         earlier = [{name: gap[name] for name in KINDS["gap"].public} for gap in gaps]
-        self._add_losses([*earlier, fields | {"count": last - first + 1, "reason": reason}])
-
-    def _add_losses(self, losses: list[dict[str, Any]]) -> None:
-        with self._losses_lock:
-            for loss in losses:
-                before = self._losses[-1] if self._losses else None
-                if before and before["last_seq"] + 1 == loss["first_seq"]:
-                    before["last_seq"] = loss["last_seq"]
-                    before["count"] += loss["count"]
-                else:
-                    self._losses.append(dict(loss))
-
-    def _take_losses(self) -> list[dict[str, Any]]:
-        with self._losses_lock:
-            losses, self._losses = self._losses, []
-        return losses
+        self._losses.add([*earlier, fields | {"count": last - first + 1, "reason": reason}])
 
     # --- assign: the writer thread, inside its transaction ---------------------------
 
@@ -182,8 +170,7 @@ class Log(StoredLog):
         known = self._known(connection, tickets) if retry else {}
         if self._closed(connection):
             tickets = [ticket for ticket in tickets if self._is_stored(ticket, known)]
-        if self._tree is None or self._tree.size != size:  # another process appended
-            self._tree = GrowingTree.restore(size, self._reader(connection))
+        self._tree = self._grown(connection, size)
         rows: list[dict[str, Any]] = []
         vault: list[dict[str, Any]] = []
         for ticket in tickets:
@@ -199,6 +186,17 @@ class Log(StoredLog):
             ticket.indices = indices
         if rows:
             self._insert(connection, rows, vault)
+
+    def _grown(self, connection: Connection, size: int) -> GrowingTree:
+        """Return the tree of all `size` entries, among them what other processes appended."""
+        tree = self._tree
+        if tree is None or not 0 <= size - tree.size <= _CATCH_UP_LEAVES_MAX:
+            return GrowingTree.restore(size, self._reader(connection))
+        if tree.size == size:
+            return tree
+        leaves = self._leaves(connection, tree.size, size - tree.size)
+        tree.append(leaves[i : i + HASH_BYTES] for i in range(0, len(leaves), HASH_BYTES))
+        return tree
 
     def _is_stored(self, ticket: Ticket[Pending], known: dict[int, int]) -> bool:
         """Refuse a ticket that came after the run was closed, unless it is stored already."""
@@ -219,9 +217,9 @@ class Log(StoredLog):
         if tree is None:  # assign has just restored it
             raise RuntimeError("the tree is not loaded")
         full = tree.append(row["leaf_hash"] for row in rows)
-        connection.execute(_ENTRIES.insert(), rows)
+        insert_rows(connection, _ENTRIES, rows)
         if vault:
-            connection.execute(_VAULT.insert(), vault)
+            insert_rows(connection, _VAULT, vault)
         if full:
             tiles = [
                 {
@@ -232,7 +230,7 @@ class Log(StoredLog):
                 }
                 for tile in full
             ]
-            connection.execute(_TILES.insert(), tiles)
+            insert_rows(connection, _TILES, tiles)
         connection.execute(
             update(_LOGS).where(_LOGS.c.number == self.number).values(size=tree.size)
         )
@@ -284,8 +282,7 @@ class Log(StoredLog):
             RolledBack, Forked: the store contradicts the last signed head; nothing is signed.
         """
         self.flush()
-        with writing(self._engine) as connection:
-            return self._sign(connection)
+        return transact(self._engine, self._sign)
 
     def _sign(self, connection: Connection) -> SignedTreeHead:
         size = self._size(connection, lock=True)
@@ -315,23 +312,49 @@ class Log(StoredLog):
             return
         if not self.closed:
             self.flush()
-            with writing(self._engine) as connection:  # nothing comes between head and flag
-                self._sign(connection)
-                connection.execute(
-                    update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True)
-                )
+            transact(self._engine, self._sign_and_close)
             self._known_closed = True
-        if self._registry.announces("run.closed", self.run_id):
-            return
         signed = self.published()
         if signed is None:  # signed before the flag was set, in the same transaction
             raise Forked(f"{self.origin} is closed, but has no signed tree head")
         fields: dict[str, Any] = {"run": self.run_id, "origin": self.origin}
         fields |= {"tree_size": signed.head.size, "root": signed.head.root.hex()}
-        self._registry.record(Event("run.closed", fields)).result()
+        self._registry.announce(Event("run.closed", fields))
 
-    def announces(self, kind: str, run_id: str) -> bool:
-        """Whether this registry log has an entry of this kind about the run."""
+    def _sign_and_close(self, connection: Connection) -> None:
+        """Set the flag in the head's own transaction: nothing comes between them."""
+        self._sign(connection)
+        connection.execute(update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True))
+
+    def announce(self, event: Event) -> None:
+        """Enter an event in this registry log, unless it has one of this kind and run.
+
+        Durable on return, and entered once however many processes try: asked and answered
+        under the lock by which indices are given out. Each call is a writer of its own.
+        """
+        run_id = event.fields.get("run")
+        if self._announces(event.kind, run_id):  # mostly so, and seen without a lock
+            return
+        writer = Log(
+            self._engine,
+            self._vault,
+            self._writer,
+            number=self.number,
+            run_id=self.run_id,
+            keys=self._keys,
+            registry=None,
+        )
+        ticket = Ticket(self.run_id, [writer._encode(event, 0, now_text())])
+
+        def work(connection: Connection) -> None:
+            self._size(connection, lock=True)
+            writer.forget_tree()  # an earlier attempt has grown it
+            if not self._announces(event.kind, run_id):
+                writer.assign(connection, [ticket], retry=False)
+
+        transact(self._engine, work)
+
+    def _announces(self, kind: str, run_id: str | None) -> bool:
         return any(entry.event.get("run") == run_id for entry in self.entries(kind=kind))
 
     def _check_signed(

@@ -17,7 +17,7 @@ from obstore.store import LocalStore
 from sqlalchemy import Engine, select
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.database import insert_missing, transact
 from rlhf_audit_trail.ledger.store.models import BlobRow
 
 __all__ = ["INLINE_BYTES_MAX", "BlobDamaged", "BlobMissing", "BlobStore"]
@@ -52,12 +52,7 @@ class BlobStore:
             except AlreadyExistsError:
                 self._object(digest)  # left by an interrupted put: only whole ones are accepted
         row = {"digest": digest, "size_bytes": len(data), "data": data if inline else None}
-        with writing(self._engine) as connection:
-            known = connection.execute(
-                select(_BLOBS.c.digest).where(_BLOBS.c.digest == digest)
-            ).first()
-            if known is None:
-                connection.execute(_BLOBS.insert(), row)
+        transact(self._engine, lambda connection: insert_missing(connection, _BLOBS, [row]))
         return digest
 
     def get(self, digest: str) -> bytes:

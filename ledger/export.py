@@ -45,7 +45,7 @@ def static_files(log: StoredLog) -> Iterator[tuple[str, bytes]]:
         entries = (entry.data for entry in log.entries(first, first + width))
         yield tile_path("entries", index, width), encode_entry_tile(entries)
     yield "vkey", "".join(f"{key}\n" for key in log.verifier_keys).encode()
-    yield "checkpoint", str(signed.note).encode()
+    yield "checkpoint", (log.served_note(size) or str(signed.note)).encode()
 
 
 def _tiles(level: int, size: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select, text
 
+from rlhf_audit_trail.ledger.fsck_cosignatures import cosignature_findings
 from rlhf_audit_trail.ledger.fsck_entries import LogCheck, Record
 from rlhf_audit_trail.ledger.fsck_store import (
     Finding,
@@ -35,7 +36,7 @@ _LEDGER = models.LedgerRow.__table__  # type: ignore[attr-defined]
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
 _ANCHORS = models.AnchorRow.__table__  # type: ignore[attr-defined]
-_OF_A_LOG: Final = ("entry", "hash_tile", "tree_head", "vault")
+_OF_A_LOG: Final = ("entry", "hash_tile", "tree_head", "cosignature", "vault")
 _PAGE_ROWS: Final = 256
 _SQLITE_FINDINGS_MAX: Final = 20
 
@@ -171,6 +172,8 @@ class _Fsck:
             self._progress,
         )
         yield from guarded(log, "entry", check.findings())
+        cosigned = cosignature_findings(self._connection, log, row.number)
+        yield from guarded(log, "cosignature", cosigned)
         if log == REGISTRY:
             yield from self._announced.findings
         else:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, LargeBinary, RowMapping, cast, func, select
+from sqlalchemy import Connection, RowMapping, func, select
 
 from rlhf_audit_trail.ledger.events import ENTRY_VERSION, MAX_ENTRY_BYTES
-from rlhf_audit_trail.ledger.fsck_store import Finding, Summary, raw
+from rlhf_audit_trail.ledger.fsck_store import Finding, Summary, raw, text_bytes
 from rlhf_audit_trail.ledger.fsck_tree import TreeCheck
 from rlhf_audit_trail.ledger.proof.bundle import parse_json
 from rlhf_audit_trail.ledger.proof.commitment import commit
@@ -123,13 +123,13 @@ class LogCheck:
 
     def _rows(self) -> Iterator[RowMapping]:
         entry, sealed = _ENTRIES.c, _VAULT.c
-        # substr bounds what is read; cast, because damaged text need not be UTF-8
+        # substr bounds what is read
         query = (
             select(
                 entry.leaf_index,
-                cast(entry.writer_id, LargeBinary).label("writer_id"),
+                text_bytes(self.connection, entry.writer_id).label("writer_id"),
                 entry.seq,
-                cast(entry.kind, LargeBinary).label("kind"),
+                text_bytes(self.connection, entry.kind).label("kind"),
                 func.substr(entry.data, 1, MAX_ENTRY_BYTES + 1).label("data"),
                 func.substr(entry.leaf_hash, 1, HASH_BYTES + 1).label("leaf_hash"),
                 sealed.leaf_index.label("vault_index"),

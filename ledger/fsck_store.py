@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from sqlalchemy import Engine
+from sqlalchemy import ColumnElement, Connection, Engine, LargeBinary, cast, func
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -19,7 +19,6 @@ from rlhf_audit_trail.ledger.blobs import BlobStore
 from rlhf_audit_trail.ledger.keys import read_secret
 from rlhf_audit_trail.ledger.log import (
     GENERATED_KEY,
-    KEYS_URL,
     SETTINGS_FILE,
     LedgerMissing,
     resolve,
@@ -33,7 +32,16 @@ from rlhf_audit_trail.ledger.store.database import (
 )
 from rlhf_audit_trail.ledger.vault import Vault
 
-__all__ = ["Finding", "Inspectable", "Storage", "Summary", "guarded", "open_damaged", "raw"]
+__all__ = [
+    "Finding",
+    "Inspectable",
+    "Storage",
+    "Summary",
+    "guarded",
+    "open_damaged",
+    "raw",
+    "text_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,9 @@ def open_damaged(directory: Path | str) -> Storage:
     secret = read_secret(path / GENERATED_KEY)
     engine = ledger_engine(_in_directory(settings.database, path), read_only=True)
     try:
-        keys: Engine | None = keys_engine(_in_directory(KEYS_URL, path), read_only=True)
+        keys: Engine | None = keys_engine(
+            _in_directory(settings.keys_database, path), read_only=True
+        )
     except LedgerTooNew:
         engine.dispose()
         raise
@@ -172,3 +182,10 @@ def guarded(log: str, where: str, findings: Iterable[Finding]) -> Iterator[Findi
 def raw(value: object) -> bytes | None:
     """Return a column's bytes, or None where SQLite holds something that is not bytes."""
     return bytes(value) if isinstance(value, bytes | memoryview | bytearray) else None
+
+
+def text_bytes(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Select a text as its UTF-8 bytes: in a damaged SQLite file it need not be UTF-8."""
+    if connection.dialect.name == "postgresql":  # whose cast would read backslashes as escapes
+        return func.convert_to(column, "UTF8")
+    return cast(column, LargeBinary)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, RowMapping, cast, func, select
+from sqlalchemy import Connection, RowMapping, func, select
 
-from rlhf_audit_trail.ledger.fsck_store import Finding, Summary, raw
+from rlhf_audit_trail.ledger.fsck_store import Finding, Summary, raw, text_bytes
 from rlhf_audit_trail.ledger.proof.errors import ProofError
 from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES, root_hash
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
@@ -162,7 +162,7 @@ class TreeCheck:
         query = select(
             columns.tree_size,
             func.substr(columns.root, 1, HASH_BYTES + 1).label("root"),
-            cast(columns.note, LargeBinary).label("note"),
+            text_bytes(self._connection, columns.note).label("note"),
         ).where(columns.log_number == self._number)
         result = self._connection.execute(query.order_by(columns.tree_size))
         yield from result.yield_per(_PAGE_ROWS).mappings()

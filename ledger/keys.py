@@ -126,3 +126,8 @@ class LogKeys:
             SignatureLine(self.origin, mldsa.key_id, timed),
         )
         return str(Note(head.text, lines))
+
+    def sign_receipt(self, message: bytes, algorithm: Algorithm) -> bytes:
+        """Sign the Sig_structure of a COSE receipt, which no tree head's message can equal."""
+        key = self._ed25519 if algorithm is Algorithm.ED25519 else self._mldsa
+        return key.sign(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from rlhf_audit_trail.ledger.appending import Log, Pending, RunClosed, now_text
 from rlhf_audit_trail.ledger.blobs import BlobStore
@@ -25,15 +27,26 @@ from rlhf_audit_trail.ledger.reading import (
     RolledBack,
     StoredEntry,
 )
-from rlhf_audit_trail.ledger.settings import ChainSettings, LedgerSettings, read_tables
+from rlhf_audit_trail.ledger.settings import (
+    ChainSettings,
+    LedgerSettings,
+    SettingsError,
+    read_tables,
+)
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.store.database import keys_engine, ledger_engine, writing
+from rlhf_audit_trail.ledger.store.database import (
+    insert_missing,
+    keys_engine,
+    ledger_engine,
+    renew,
+    transact,
+)
+from rlhf_audit_trail.ledger.store.errors import StoreError
 from rlhf_audit_trail.ledger.vault import Vault
 from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer, WriterClosed
 
 __all__ = [
     "GENERATED_KEY",
-    "KEYS_URL",
     "REGISTRY",
     "SETTINGS_FILE",
     "EntryMissing",
@@ -48,6 +61,7 @@ __all__ = [
     "RolledBack",
     "RunClosed",
     "StoredEntry",
+    "WrongLedger",
     "resolve",
 ]
 
@@ -56,7 +70,6 @@ REGISTRY: Final = "registry"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ORGANISATION: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}(:[0-9]{1,5})?")
 GENERATED_KEY: Final = "operator.key"
-KEYS_URL: Final = "sqlite:///vault-keys.db"
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _LEDGER = models.LedgerRow.__table__  # type: ignore[attr-defined]
@@ -68,6 +81,10 @@ class LedgerMissing(AuditTrailError):
 
 class LedgerExists(AuditTrailError):
     """A ledger, or something else, is already there."""
+
+
+class WrongLedger(AuditTrailError):
+    """The database belongs to another organisation, or another operator key signs in it."""
 
 
 class InvalidName(AuditTrailError):
@@ -86,8 +103,13 @@ class Ledger:
         self.settings = settings
         self.chain = chain
         self.secret = read_secret(directory / GENERATED_KEY)
+        if settings.database == settings.keys_database:
+            raise SettingsError(
+                "`database` and `keys_database` are one and the same",
+                next_step="keep the subjects' secrets apart, in a database with its own backups",
+            )
         self.engine = ledger_engine(resolve(settings.database, directory))
-        self._keys_engine = keys_engine(resolve(KEYS_URL, directory))
+        self._keys_engine = keys_engine(resolve(settings.keys_database, directory))
         self.vault = Vault(self._keys_engine, self.secret)
         self.blobs = BlobStore(self.engine, directory / "blobs")
         self._logs: dict[str, Log] = {}
@@ -95,17 +117,27 @@ class Ledger:
         self._writer: Writer[Pending] = Writer(self._commit, self._lost)
         try:
             self.registry = self._log(REGISTRY)
+            self._require_own_key()
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def create(cls, directory: Path | str, *, organisation: str) -> Ledger:
+    def create(
+        cls,
+        directory: Path | str,
+        *,
+        organisation: str,
+        database: str = LedgerSettings.database,
+        keys_database: str = LedgerSettings.keys_database,
+    ) -> Ledger:
         """Make a ledger in a new or empty directory.
 
         Args:
             directory: where settings, key and databases go.
             organisation: first part of every origin, for example `acme.example`.
+            database: URL, see `LedgerSettings`.
+            keys_database: URL, see `LedgerSettings`.
 
         Raises:
             LedgerExists: the directory is not empty.
@@ -126,8 +158,15 @@ class Ledger:
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             write_secret(draft / GENERATED_KEY)
-            text = f'[ledger]\norganisation = "{organisation}"\n'
-            (draft / SETTINGS_FILE).write_text(text, "utf-8")
+            chosen = {"database": database, "keys_database": keys_database}
+            lines = ["[ledger]", f'organisation = "{organisation}"']
+            lines += [
+                f"{name} = {json.dumps(url)}"  # a JSON string is a TOML string
+                for name, url in chosen.items()
+                if url != getattr(LedgerSettings, name)
+            ]
+            (draft / SETTINGS_FILE).write_text("\n".join([*lines, ""]), "utf-8")
+            cls._read(draft).close()  # only here are databases made
             draft.replace(target)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
@@ -148,9 +187,25 @@ class Ledger:
             raise LedgerMissing(
                 f"there is no ledger in {path}", next_step=f"run: rlhf-audit init {directory}"
             )
+        return cls._read(path, must_exist=True)
+
+    @classmethod
+    def _read(cls, path: Path, *, must_exist: bool = False) -> Ledger:
         tables: dict[str, type[Any]] = {"ledger": LedgerSettings, "chain": ChainSettings}
         found = read_tables(path / SETTINGS_FILE, tables)
-        return cls(path, found["ledger"], found["chain"])
+        settings: LedgerSettings = found["ledger"]
+        if _ORGANISATION.fullmatch(settings.organisation) is None:
+            raise InvalidName(
+                f"{settings.organisation!r} cannot name an organisation",
+                next_step=f"correct `organisation` in {SETTINGS_FILE}",
+            )
+        for url in (settings.database, settings.keys_database):
+            if must_exist and (missing := _missing_file(url, path)):
+                raise StoreError(
+                    f"the database {missing} is missing",
+                    next_step="restore it from a backup; a new one would hide what was lost",
+                )
+        return cls(path, settings, found["chain"])
 
     def open_run(self, run_id: str) -> Log:
         """Return the log of a run, making it on first use.
@@ -218,38 +273,60 @@ class Ledger:
                     keys=LogKeys.derive(self.secret, origin),
                     registry=None if run_id == REGISTRY else self.registry,
                 )
+                self._write_keys(log)
                 log.recover()
                 self._logs[run_id] = log
                 if is_new:
                     self._announce(log)
                 if log.closed:  # perhaps only half: the registry log must know, too
                     log.close()
-                self._write_keys(log)
             return self._logs[run_id]
 
     def _log_row(self, run_id: str, origin: str) -> tuple[int, bool]:
-        with writing(self.engine) as connection:
-            row = connection.execute(select(_LOGS).where(_LOGS.c.run_id == run_id)).first()
-            if row is not None:
-                return int(row.number), row.size == 0
-            made = {"run_id": run_id, "origin": origin, "size": 0, "closed": False}
-            result = connection.execute(_LOGS.insert(), made | {"created_at": now_text()})
-            if run_id == REGISTRY:
-                owner = {"id": 1, "organisation": self.settings.organisation}
-                connection.execute(_LEDGER.insert(), owner | {"created_at": now_text()})
-            (number,) = result.inserted_primary_key or (0,)
-            return int(number), True
+        """Return the number of a log's row, made where it is missing, and whether it is empty."""
+        query = select(_LOGS).where(_LOGS.c.run_id == run_id)
+        with self.engine.connect() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            row = transact(
+                self.engine, lambda connection: self._make_row(connection, run_id, origin)
+            )
+        if row.origin != origin:
+            raise WrongLedger(
+                f"the database belongs to another ledger: its log is {row.origin}, ours {origin}",
+                next_step="correct `organisation` or `database` in rlhf-audit.toml",
+            )
+        return int(row.number), row.size == 0
+
+    def _make_row(self, connection: Connection, run_id: str, origin: str) -> Any:
+        made = {"run_id": run_id, "origin": origin, "size": 0, "closed": False}
+        insert_missing(connection, _LOGS, [made | {"created_at": now_text()}])
+        if run_id == REGISTRY:
+            owner = {"id": 1, "organisation": self.settings.organisation}
+            insert_missing(connection, _LEDGER, [owner | {"created_at": now_text()}])
+        return connection.execute(select(_LOGS).where(_LOGS.c.run_id == run_id)).one()
 
     def _announce(self, log: Log) -> None:
         if log.run_id == REGISTRY:
             fields: dict[str, Any] = {"organisation": self.settings.organisation, "format": 1}
-            log.record(Event("ledger.created", fields)).result()
-            return
-        if self.registry.announces("run.opened", log.run_id):
+            log.announce(Event("ledger.created", fields))
             return
         keys = [str(key) for key in log.verifier_keys]
         fields = {"run": log.run_id, "origin": log.origin, "log_keys": keys}
-        self.registry.record(Event("run.opened", fields)).result()
+        self.registry.announce(Event("run.opened", fields))
+
+    def _require_own_key(self) -> None:
+        """Refuse a database that another operator key signs: any announced run shows it."""
+        first = next(self.registry.entries(kind="run.opened"), None)
+        if first is None:
+            return
+        origin, announced = str(first.event.get("origin")), first.event.get("log_keys")
+        keys = [str(key) for key in LogKeys.derive(self.secret, origin).verifier_keys]
+        if announced != keys:
+            raise WrongLedger(
+                f"the registry log announces other keys for {origin} than {GENERATED_KEY} gives",
+                next_step=f"copy {GENERATED_KEY} from the machine that made the ledger",
+            )
 
     def key_file(self, run_id: str) -> Path:
         """Return the file with a log's public keys, the ones an auditor pins."""
@@ -258,9 +335,14 @@ class Ledger:
     def _write_keys(self, log: Log) -> None:
         path = self.key_file(log.run_id)
         text = "".join(f"{key}\n" for key in log.verifier_keys)
-        if not path.is_file() or path.read_text("utf-8") != text:
+        if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, "utf-8")
+        elif path.read_text("utf-8") != text:  # the file that auditors are told to pin
+            raise WrongLedger(
+                f"{path} holds other keys than {GENERATED_KEY} gives",
+                next_step=f"restore {GENERATED_KEY} and the organisation the ledger was made with",
+            )
 
     def _commit(self, tickets: Sequence[Ticket[Pending]], retry: bool) -> None:  # noqa: FBT001 - the writer's callback
         """Make a group durable: indices, tree and rows in one transaction."""
@@ -270,13 +352,21 @@ class Ledger:
                 by_log.setdefault(ticket.log, []).append(ticket)
         if not by_log:
             return
-        logs = [self._logs[run_id] for run_id in by_log]
+        # always in the same order: two processes must not each wait for the other's next log
+        logs = sorted((self._logs[run_id] for run_id in by_log), key=lambda log: log.number)
+        if retry:  # a failed commit leaves a connection in doubt: look through new ones
+            renew(self.engine)
+
+        def work(connection: Connection) -> None:
+            nonlocal retry
+            is_again, retry = retry, True
+            for log in logs:
+                if is_again:
+                    log.forget_tree()
+                log.assign(connection, by_log[log.run_id], retry=is_again)
+
         try:
-            if retry:  # a failed commit leaves a connection in doubt: look through new ones
-                self.engine.dispose()
-            with writing(self.engine) as connection:
-                for log in logs:
-                    log.assign(connection, by_log[log.run_id], retry=retry)
+            transact(self.engine, work)
         except BaseException:
             for log in logs:
                 log.forget_tree()
@@ -288,9 +378,27 @@ class Ledger:
                 self._logs[ticket.log].note_loss(ticket)
 
 
+def _missing_file(url: str, directory: Path) -> str:
+    """Return the path of an SQLite database that is not there, else nothing."""
+    parsed = make_url(resolve(url, directory))
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return ""
+    return "" if Path(parsed.database).is_file() else parsed.database
+
+
 def resolve(url: str, directory: Path) -> str:
-    """Make a relative SQLite path one below the ledger's directory."""
-    parsed = make_url(url)
+    """Make a relative SQLite path one below the ledger's directory.
+
+    Raises:
+        SettingsError: not a URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsError(
+            "a database in rlhf-audit.toml is not a URL",
+            next_step="write sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME",
+        ) from error
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         parsed = parsed.set(database=str(directory / parsed.database))
     return parsed.render_as_string(hide_password=False)

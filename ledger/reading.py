@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
@@ -18,7 +19,7 @@ from rlhf_audit_trail.ledger.proof.merkle import (
     inclusion_proof,
     root_from_nodes,
 )
-from rlhf_audit_trail.ledger.proof.note import VerifierKey
+from rlhf_audit_trail.ledger.proof.note import Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.tiles import TileReader
@@ -29,6 +30,7 @@ __all__ = [
     "EntryMissing",
     "Forked",
     "NotPublished",
+    "NotSealed",
     "RolledBack",
     "StoredEntry",
     "StoredLog",
@@ -40,6 +42,7 @@ _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
+_COSIGNATURES = models.CosignatureRow.__table__  # type: ignore[attr-defined]
 _ANCHORS = models.AnchorRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
 
@@ -50,6 +53,10 @@ class EntryMissing(AuditTrailError):
 
 class NotPublished(AuditTrailError):
     """No signed tree head covers these entries yet."""
+
+
+class NotSealed(AuditTrailError):
+    """There is no sealed value of this name to disclose."""
 
 
 class RolledBack(AuditTrailError):
@@ -104,6 +111,7 @@ class StoredLog:
         self.origin = origin
         self._engine = engine
         self._vault = vault
+        self._tile_roots: dict[tuple[int, int], bytes] = {}  # 32 bytes for each 256 entries
 
     @property
     def log_id(self) -> bytes:
@@ -177,17 +185,21 @@ class StoredLog:
     def root_at(self, tree_size: int) -> bytes:
         """Return the root of the first `tree_size` entries."""
         with self._engine.connect() as connection:
-            return root_from_nodes(tree_size, self._reader(connection).node)
+            return root_from_nodes(tree_size, self._reader(connection, trusting=True).node)
 
     def prove_inclusion(self, leaf_index: int, tree_size: int) -> tuple[bytes, ...]:
         """Return the inclusion proof; `0 <= leaf_index < tree_size <= size`."""
         with self._engine.connect() as connection:
-            return inclusion_proof(leaf_index, tree_size, self._reader(connection).node)
+            return inclusion_proof(
+                leaf_index, tree_size, self._reader(connection, trusting=True).node
+            )
 
     def prove_consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof; `1 <= old_size <= new_size <= size`."""
         with self._engine.connect() as connection:
-            return consistency_proof(old_size, new_size, self._reader(connection).node)
+            return consistency_proof(
+                old_size, new_size, self._reader(connection, trusting=True).node
+            )
 
     def anchors(self) -> list[AnchorView]:
         """Return the log's anchors, dropped ones left out, in growing tree size."""
@@ -206,7 +218,7 @@ class StoredLog:
     def hash_tile(self, level: int, tile_index: int, width: int) -> bytes:
         """Return the first `width` hashes of a tile, for the tile endpoints."""
         with self._engine.connect() as connection:
-            return self._reader(connection).hashes(level, tile_index, width)
+            return self._reader(connection, trusting=True).hashes(level, tile_index, width)
 
     def bundle(
         self,
@@ -238,6 +250,12 @@ class StoredLog:
             chosen = [x for x in self.openings(index) if x.path in fields] if fields else []
             path = self.prove_inclusion(index, size)
             entries.append(BundledEntry(index, self.read(index).data, path, tuple(chosen)))
+        missing = fields - {item.path for entry in entries for item in entry.openings}
+        if missing:
+            raise NotSealed(
+                f"none of these entries has a sealed value {', '.join(sorted(missing))}",
+                next_step="see the names below `c` in the entries",
+            )
         anchored = [
             AnchoredHead(str(head.note), self.prove_consistency(*sorted((head.head.size, size))))
             for head in (self.published(at) for at in sorted(set(anchored_sizes) - {size}))
@@ -251,6 +269,23 @@ class StoredLog:
         with self._engine.connect() as connection:
             return self._published(connection, tree_size)
 
+    def served_note(self, tree_size: int | None = None) -> str | None:
+        """Return the newest signed tree head, or that of `tree_size`, as strangers get it.
+
+        It is the note as the log signed it, and after it the lines of witnesses.
+        """
+        columns = _COSIGNATURES.c
+        with self._engine.connect() as connection:
+            signed = self._published(connection, tree_size)
+            if signed is None:
+                return None
+            query = select(columns.witness, columns.key_id, columns.blob).where(
+                columns.log_number == self.number, columns.tree_size == signed.head.size
+            )
+            rows = connection.execute(query.order_by(columns.witness, columns.key_id)).all()
+        lines = (SignatureLine(x.witness, bytes.fromhex(x.key_id), bytes(x.blob)) for x in rows)
+        return str(Note(signed.note.text, (*signed.note.signatures, *lines)))
+
     def published_sizes(self) -> list[int]:
         """Return the sizes of all signed tree heads, growing."""
         query = select(_HEADS.c.tree_size).where(_HEADS.c.log_number == self.number)
@@ -262,7 +297,15 @@ class StoredLog:
         if tree_size is not None:
             query = query.where(_HEADS.c.tree_size == tree_size)
         note = connection.scalar(query.order_by(_HEADS.c.tree_size.desc()).limit(1))
-        return None if note is None else open_tree_head(note, self.verifier_keys)
+        if note is None:
+            return None
+        signed = open_tree_head(note, self.verifier_keys)
+        if signed.signed_by != self.verifier_keys:  # lines by unknown keys are skipped there
+            raise Forked(
+                f"{self.origin}: a stored tree head is not signed by this log's keys",
+                next_step="run rlhf-audit fsck to see which, then restore it from a backup",
+            )
+        return signed
 
     # --- the store ----------------------------------------------------------------------
 
@@ -270,8 +313,13 @@ class StoredLog:
         query = select(_LOGS.c.size).where(_LOGS.c.number == self.number)
         return int(connection.scalar(query.with_for_update() if lock else query) or 0)
 
-    def _reader(self, connection: Connection) -> TileReader:
-        """Read the tree through one connection, so that a proof sees one state."""
+    def _reader(self, connection: Connection, *, trusting: bool = False) -> TileReader:
+        """Read the tree through one connection, so that a proof sees one state.
+
+        A proof that is checked by who gets it may use what earlier ones computed; what we
+        sign is always read again.
+        """
+        roots = self._tile_roots if trusting else None
 
         def tile(level: int, tile_index: int) -> bytes | None:
             found = connection.scalar(
@@ -283,23 +331,24 @@ class StoredLog:
             )
             return None if found is None else bytes(found)
 
-        def leaves(first: int, count: int) -> bytes:
-            rows = connection.scalars(
-                select(_ENTRIES.c.leaf_hash)
-                .where(
-                    _ENTRIES.c.log_number == self.number,
-                    _ENTRIES.c.leaf_index.between(first, first + count - 1),
-                )
-                .order_by(_ENTRIES.c.leaf_index)
-            ).all()
-            if len(rows) != count or any(len(row) != HASH_BYTES for row in rows):
-                raise Forked(
-                    f"{self.origin}: entries from {first:,} on are missing or damaged",
-                    next_step="run rlhf-audit fsck to find them, then restore them",
-                )
-            return b"".join(rows)
+        return TileReader(tile, partial(self._leaves, connection), roots)
 
-        return TileReader(tile, leaves)
+    def _leaves(self, connection: Connection, first: int, count: int) -> bytes:
+        """Return `count` leaf hashes from leaf index `first` on, concatenated."""
+        rows = connection.scalars(
+            select(_ENTRIES.c.leaf_hash)
+            .where(
+                _ENTRIES.c.log_number == self.number,
+                _ENTRIES.c.leaf_index.between(first, first + count - 1),
+            )
+            .order_by(_ENTRIES.c.leaf_index)
+        ).all()
+        if len(rows) != count or any(len(row) != HASH_BYTES for row in rows):
+            raise Forked(
+                f"{self.origin}: entries from {first:,} on are missing or damaged",
+                next_step="run rlhf-audit fsck to find them, then restore them",
+            )
+        return b"".join(rows)
 
 
 def place_of(writer_id: str, seq: int) -> bytes:

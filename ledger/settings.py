@@ -91,11 +91,17 @@ class LedgerSettings:
 
     Attributes:
         organisation: first part of every log's origin, usually a domain name.
-        database: SQLAlchemy URL; a relative SQLite path is below the ledger's directory.
+        database: SQLAlchemy URL, `sqlite:///FILE` or `postgresql+psycopg://USER@HOST/NAME`;
+            a relative SQLite path is below the ledger's directory.
+        keys_database: another one, for the subjects' secrets, so that long-lived backups of
+            the first do not keep what an erasure destroys. Several machines that share one
+            `database` must share this one, too: with a file each, a person would have a
+            secret on every machine, and none could open what another has sealed.
     """
 
     organisation: str = ""
     database: str = "sqlite:///ledger.db"
+    keys_database: str = "sqlite:///vault-keys.db"
 
 
 @dataclasses.dataclass(frozen=True)

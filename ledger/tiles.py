@@ -116,6 +116,10 @@ class GrowingTree:
             full.append(FullTile(level, index, bytes(edge)))
             edge.clear()
 
+    def edge(self, level: int) -> bytes:
+        """Return the partial tile of a level, empty if the level ends with a full one."""
+        return bytes(self._edges[level]) if level < len(self._edges) else b""
+
     def root(self) -> bytes:
         """Return the RFC 6962 root over all leaves so far, 32 bytes."""
         if not self._peaks:
@@ -137,13 +141,16 @@ class TileReader:
         self,
         tile: Callable[[int, int], bytes | None],
         leaves: Callable[[int, int], bytes],
+        roots: dict[tuple[int, int], bytes] | None = None,
     ) -> None:
         """Take the two ways into the store.
 
         Args:
             tile: (level, tile index) to a full tile's 8,192 bytes, or None.
             leaves: (first leaf index, count) to as many leaf hashes, concatenated.
+            roots: keeps the roots of full tiles between readers; they never change.
         """
+        self._roots = {} if roots is None else roots
         self._tile = tile
         self._leaves = leaves
         self._kept: dict[tuple[int, int], bytes] = {}
@@ -173,5 +180,9 @@ class TileReader:
         return b"".join(self._tile_root(level - 1, first + i) for i in range(width))
 
     def _tile_root(self, level: int, tile_index: int) -> bytes:
-        data = self.hashes(level, tile_index, TILE_WIDTH)
-        return root_hash([data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)])
+        root = self._roots.get((level, tile_index))
+        if root is None:
+            data = self.hashes(level, tile_index, TILE_WIDTH)
+            root = root_hash([data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)])
+            self._roots[level, tile_index] = root
+        return root

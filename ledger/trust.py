@@ -5,6 +5,8 @@ Standard library only; the same rules for command line and service.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +15,18 @@ from rlhf_audit_trail.ledger.proof.bundle import parse_json
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 
-__all__ = ["TRUST_SCHEMA", "AnchorTrust", "InvalidTrust", "Trust", "parse_trust", "read_keys"]
+__all__ = [
+    "TRUST_SCHEMA",
+    "AnchorTrust",
+    "InvalidTrust",
+    "Trust",
+    "anchor_trust",
+    "parse_trust",
+    "read_keys",
+]
 
 TRUST_SCHEMA: Final = "rlhf-audit/trust-policy/v1"
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _KEY_FILE_BYTES_MAX: Final = 256 * 1024
 
 
@@ -91,11 +102,25 @@ def _anchor(record: Any) -> AnchorTrust:
         or any(type(record[name]) is not kind for name, kind in wanted.items())
     ):
         raise InvalidTrust("a policy's anchor has the fields chain_id, contract and publisher")
-    return AnchorTrust(**record)
+    return anchor_trust(**record)
+
+
+def anchor_trust(*, chain_id: int, contract: str, publisher: str) -> AnchorTrust:
+    """Return where anchors are expected, after checking that both addresses are some.
+
+    Raises InvalidTrust otherwise.
+    """
+    for name, address in (("contract", contract), ("publisher", publisher)):
+        if _ADDRESS.fullmatch(address) is None:
+            raise InvalidTrust(
+                f"the {name} {address[:60]!r} is no address", next_step="0x and 40 hex digits"
+            )
+    return AnchorTrust(chain_id, contract, publisher)
 
 
 def _looks_like_vkey(text: str) -> bool:
-    return text.count("+") >= 2 and not Path(text).exists()  # noqa: PLR2004 - name+id+key
+    # os.path.exists says no to a text too long for a path, where Path.exists raises
+    return text.count("+") >= 2 and not os.path.exists(text)  # noqa: PLR2004, PTH110 - name+id+key
 
 
 def _read(path: Path) -> str:

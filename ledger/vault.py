@@ -20,14 +20,14 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from rlhf_audit_trail.ledger.events import Event, encode_value
 from rlhf_audit_trail.ledger.keys import derive
 from rlhf_audit_trail.ledger.proof.commitment import SALT_BYTES, Opening, commit
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.note import decode_base64, encode_base64
-from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.database import insert_missing, transact
 from rlhf_audit_trail.ledger.store.models import SubjectKeyRow
 
 __all__ = ["Erased", "Sealed", "Vault", "VaultDamaged"]
@@ -81,15 +81,19 @@ class Vault:
                 self._secrets |= self._create(missing)
 
     def _create(self, tags: list[bytes]) -> dict[bytes, bytes]:
-        with writing(self._engine) as connection:
-            rows = connection.execute(select(_KEYS).where(_KEYS.c.subject.in_(tags)))
-            found = {bytes(row.subject): bytes(row.secret) for row in rows}
-            new = {tag: secrets.token_bytes(32) for tag in tags if tag not in found}
-            if new:
-                connection.execute(
-                    _KEYS.insert(), [{"subject": tag, "secret": new[tag]} for tag in new]
-                )
-        return found | new
+        """Make secrets that are missing; where another process was first, its own hold."""
+        query = select(_KEYS).where(_KEYS.c.subject.in_(tags))
+
+        def work(connection: Connection) -> dict[bytes, bytes]:
+            found = {bytes(row.subject): bytes(row.secret) for row in connection.execute(query)}
+            new = [tag for tag in tags if tag not in found]
+            if not new:
+                return found
+            rows = [{"subject": tag, "secret": secrets.token_bytes(32)} for tag in new]
+            insert_missing(connection, _KEYS, rows)
+            return {bytes(row.subject): bytes(row.secret) for row in connection.execute(query)}
+
+        return transact(self._engine, work)
 
     def seal(self, event: Event, origin: str, place: bytes) -> Sealed:
         """Commit to an event's sealed values and encrypt them.

@@ -150,7 +150,8 @@ def plain_value(name: str, value: Any, odd: list[str] | None = None) -> Any:
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain_value(f"{name}.{key}", item, odd) for key, item in value.items()}
+        # keys stay out of names: they reach messages, and may name people
+        return {str(key): plain_value(name, item, odd) for key, item in value.items()}
     number = None if getattr(value, "shape", ()) else _number(value)
     if number is not None:
         if math.isfinite(number):
@@ -162,7 +163,7 @@ def plain_value(name: str, value: Any, odd: list[str] | None = None) -> Any:
     if isinstance(plain, list | tuple):
         return [plain_value(f"{name}[{row}]", item, odd) for row, item in enumerate(plain)]
     raise InvalidMetric(
-        f"the metric {name} is a {type(value).__name__}",
+        f"a value of {name} is of type {type(value).__name__}",
         next_step="pass numbers, text, lists or mappings of these",
     )
 

@@ -12,7 +12,7 @@ import torch
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.weights import TensorRecord, tensor_record, weights_digest
 
-__all__ = ["ModelWeights", "UnknownDtype", "digest_model", "tensor_bytes"]
+__all__ = ["ModelWeights", "NotWeights", "UnknownDtype", "digest_model", "tensor_bytes"]
 
 # torch's types and the names that safetensors gives them
 DTYPE_NAMES: Final[Mapping[torch.dtype, str]] = {
@@ -57,6 +57,10 @@ class ModelWeights:
     aliases: Mapping[str, str]
 
 
+class NotWeights(AuditTrailError):
+    """What was passed as a model holds no weights, or something else beside them."""
+
+
 def digest_model(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> ModelWeights:
     """Digest a model's state dict, or a mapping of names to tensors.
 
@@ -64,6 +68,7 @@ def digest_model(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> ModelWe
     Reading changes nothing: weights, gradients and random state stay as they are.
 
     Raises:
+        NotWeights: a mapping holds something else than tensors, or there is no tensor.
         UnknownDtype: a tensor's type has no fixed byte format.
     """
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
@@ -71,13 +76,20 @@ def digest_model(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> ModelWe
     aliases: dict[str, str] = {}
     records = []
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):  # an extra state of a module is no weight
-            continue
+        if not isinstance(tensor, torch.Tensor):
+            if isinstance(model, torch.nn.Module):  # an extra state of a module is no weight
+                continue
+            raise NotWeights(
+                f"{name!r:.80} is a {type(tensor).__name__}, not a tensor",
+                next_step="pass the model, or its state_dict() itself",
+            )
         first = first_names.setdefault(_storage_of(name, tensor), name)
         if first != name:
             aliases[name] = first
             continue
         records.append(_record(name, tensor))
+    if not records:
+        raise NotWeights("there is no tensor to digest", next_step="pass the model itself")
     return ModelWeights(weights_digest(records), tuple(records), aliases)
 
 

@@ -1,4 +1,4 @@
-"""The proof kernel: everything a stranger needs to check a ledger, and nothing else.
+"""The proof kernel: all that a stranger needs to check a ledger; read it beside `FORMAT.md`.
 
-Standard library plus `cryptography`; opens no socket. Read it beside `FORMAT.md`.
+Standard library plus `cryptography`; opens no socket.
 """

@@ -1,8 +1,7 @@
 """The bundle: one self-contained proof file for one or more entries.
 
-A bundle is JSON in exactly one spelling: it is parsed, re-encoded and compared, so no
-byte of it can change unseen. Its fields and limits stand in `FORMAT.md`, section 6; how
-it is judged is `verify.py`.
+A bundle is JSON in exactly one spelling: parsed, re-encoded and compared, so that no byte of
+it can change unseen. Fields and limits: `FORMAT.md`, section 6; judgement: `verify.py`.
 """
 
 from __future__ import annotations
@@ -52,10 +51,8 @@ class BundledEntry:
 
 @dataclass(frozen=True)
 class AnchoredHead:
-    """A signed tree head said to be on chain, and the proof that ties it to the bundle's own.
-
-    `tree_head` is a signed note. `path` is the consistency proof between it and the bundle's
-    own tree head or, if an anchored head before it is larger than that, the last of these.
+    """A signed tree head said to be on chain, and the proof that ties it to the bundle's own:
+    the consistency proof with the bundle's head or, if larger, the anchored head before it.
     """
 
     tree_head: str

@@ -267,11 +267,13 @@ class _Run:
                 )
             if head:
                 on_chain.append(said)
-        if on_chain:
-            best = max(on_chain, key=lambda item: item.tree_size)
+        last = self.bundle.entries[-1].index  # a smaller tree says nothing about this entry
+        covering = [item for item in on_chain if item.tree_size > last]
+        if covering:
+            best = min(covering, key=lambda item: item.tree_size)
             return Check(7, "passed", f"the head of size {best.tree_size:,} is in {best.where}")
         asked = trust.on_chain is not None
-        text = "no tree head of this file is on the chain" if asked else "no chain was asked"
+        text = "no tree head on the chain covers all entries" if asked else "no chain was asked"
         if (asked or trust.need_anchor) and not trust.accept_unanchored:
             raise NotAnchored(text, next_step="ask for a bundle made after the next anchor")
         return Check(7, "not_asked", text)

@@ -14,6 +14,7 @@ from sqlmodel import Field, SQLModel
 __all__ = [
     "AnchorRow",
     "BlobRow",
+    "CosignatureRow",
     "EntryRow",
     "HashTileRow",
     "LedgerRow",
@@ -93,6 +94,19 @@ class TreeHeadRow(_LedgerTable, table=True):
     root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     note: str
     signed_at: str
+
+
+class CosignatureRow(_LedgerTable, table=True):
+    """A witness's verified signature over one of our tree heads; the first one is kept."""
+
+    __tablename__ = "cosignature"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    tree_size: int = Field(primary_key=True, sa_type=BigInteger)
+    witness: str = Field(primary_key=True)  # the name in the signature line
+    key_id: str = Field(primary_key=True)  # eight hex digits
+    vkey: str  # with which it was verified, so that fsck can do so again
+    blob: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    cosigned_at_s: int = Field(sa_type=BigInteger)
 
 
 class VaultRow(_LedgerTable, table=True):

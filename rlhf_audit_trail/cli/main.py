@@ -25,6 +25,8 @@ _COMMANDS: Final = {
     "verify": ("verify_command", "Check a bundle: unchanged? and by whom?"),
     "export": ("ledger_commands", "Write a run's public log as a static directory."),
     "fsck": ("ledger_commands", "Check everything that is stored."),
+    "monitor": ("monitor_command", "Follow a public log, and say when it contradicts itself."),
+    "witness": ("witness_command", "Watch other people's logs, and ask witnesses about yours."),
 }
 
 

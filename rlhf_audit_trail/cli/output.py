@@ -20,6 +20,7 @@ EXIT_BY_ERROR: Final = {
     "SettingsError": 2,
     "InvalidName": 2,
     "InvalidEvent": 2,
+    "NotSealed": 2,
     "LedgerExists": 2,
     "DirectoryTaken": 2,
     "ExportTargetTaken": 2,
@@ -43,6 +44,11 @@ EXIT_BY_ERROR: Final = {
     "EntryMissing": 4,
     "UnreadableFile": 4,
     "InvalidTrust": 4,
+    "InvalidPolicy": 4,
+    "WitnessMissing": 4,
+    "BadState": 4,
+    "NotServed": 3,
+    "BadAddress": 2,
     "AuditTrailError": 5,
 }
 _COLOURS: Final = {
@@ -86,12 +92,29 @@ def guarded(command: Callable[_Args, _Back]) -> Callable[_Args, _Back]:
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Back:
         try:
             return command(*args, **kwargs)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
         except AuditTrailError as error:
             _fail(error)
         except ModuleNotFoundError as error:
             _missing(error)
+        except OSError as error:
+            what = error.strerror or type(error).__name__
+            _operational(f"{error.filename}: {what}" if error.filename else what)
+        except Exception as error:  # noqa: BLE001 - exit code 1 means forged evidence, never a defect
+            # by type only: the text of a driver's error may hold stored values
+            _operational(f"unexpected {type(error).__name__}", shown=error)
 
     return run
+
+
+def _operational(message: str, *, shown: Exception | None = None) -> NoReturn:
+    """End with exit code 5; where it was is shown only to who asks for it."""
+    if shown is not None and os.environ.get("RLHF_AUDIT_TRACEBACK"):
+        raise shown
+    hint = "\n  next: set RLHF_AUDIT_TRACEBACK=1 to see where, and report it" if shown else ""
+    click.echo(f"error: {message}{hint}", err=True)
+    sys.exit(5)
 
 
 def _fail(error: AuditTrailError) -> NoReturn:
@@ -100,8 +123,9 @@ def _fail(error: AuditTrailError) -> NoReturn:
 
 
 _EXTRAS: Final = {
-    "sqlmodel": "ledger", "sqlalchemy": "ledger", "alembic": "ledger", "obstore": "ledger",
-    "fastapi": "api", "uvicorn": "api", "web3": "chain", "eth_account": "chain",
+    "psycopg": "postgres", "sqlmodel": "ledger", "sqlalchemy": "ledger", "alembic": "ledger",
+    "obstore": "ledger",
+    "fastapi": "api", "starlette": "api", "uvicorn": "api", "web3": "chain", "eth_account": "chain",
     "eth_utils": "chain", "torch": "train", "transformers": "train", "safetensors": "train",
 }  # fmt: skip
 

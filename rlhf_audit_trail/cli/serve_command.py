@@ -41,6 +41,7 @@ def serve(*, directory: Path, host: str, port: int) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen()  # before it is said, so that who reads it can connect
         except OSError as error:
             raise AddressTaken(
                 f"cannot listen on {host}:{port}: {error.strerror}",

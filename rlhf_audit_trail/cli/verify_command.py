@@ -20,7 +20,14 @@ from rlhf_audit_trail.ledger.proof.verify import (
     TrustPolicy,
     examine_bundle,
 )
-from rlhf_audit_trail.ledger.trust import AnchorTrust, InvalidTrust, Trust, parse_trust, read_keys
+from rlhf_audit_trail.ledger.trust import (
+    AnchorTrust,
+    InvalidTrust,
+    Trust,
+    anchor_trust,
+    parse_trust,
+    read_keys,
+)
 
 __all__ = ["verify"]
 
@@ -119,7 +126,9 @@ def _trust(
     if chain_id is not None and publisher is not None:
         if anchor is not None:
             raise click.UsageError("the chain stands in the trust policy; leave out its flags")
-        anchor = AnchorTrust(chain_id, contract or _known_contract(), publisher)
+        anchor = anchor_trust(
+            chain_id=chain_id, contract=contract or _known_contract(), publisher=publisher
+        )
     elif (chain_id, publisher, contract) != (None, None, None):
         raise click.UsageError("--chain-id and --publisher belong together")
     return Trust(pinned, anchor)
@@ -152,9 +161,9 @@ def _ask_chain(url: str, trust: Trust, data: bytes) -> tuple[tuple[OnChain, ...]
     signers = [key for key in trust.keys if key.algorithm is Algorithm.ED25519]
     if not signers or trust.anchor is None:
         raise click.UsageError("--rpc needs the log's Ed25519 key: pass --key too")
-    answers = []
+    answers, trouble = [], ""
     try:
-        for size in _sizes(data):
+        for size, root in _heads(data):
             said = read_anchored(
                 url,
                 chain_id=trust.anchor.chain_id,
@@ -163,7 +172,9 @@ def _ask_chain(url: str, trust: Trust, data: bytes) -> tuple[tuple[OnChain, ...]
                 log_id=log_id(signers[0]),
                 tree_size=size,
             )
-            if said is not None:
+            if said is not None and said.root == root and said.state != "finalized":
+                trouble = f"block {said.block_number:,} holds size {size:,}, but is not final yet"
+            elif said is not None:  # final, or a contradiction, which needs no waiting
                 where = (
                     f"block {said.block_number:,} of chain {trust.anchor.chain_id}, {said.state}"
                 )
@@ -172,15 +183,16 @@ def _ask_chain(url: str, trust: Trust, data: bytes) -> tuple[tuple[OnChain, ...]
         raise
     except ChainError as error:
         return None, error.message
-    return tuple(answers), ""
+    return tuple(answers), "" if answers else trouble
 
 
-def _sizes(data: bytes) -> list[int]:
-    """Return the tree sizes in a bundle; none if it does not parse, the steps will say so."""
+def _heads(data: bytes) -> list[tuple[int, bytes]]:
+    """Return size and root of a bundle's tree heads; none if it does not parse."""
     try:
         bundle = parse_bundle(data)
         notes = [bundle.tree_head, *(item.tree_head for item in bundle.anchored)]
-        return sorted({open_tree_head(note, ()).head.size for note in notes})
+        heads = [open_tree_head(note, ()).head for note in notes]
+        return sorted({(head.size, head.root) for head in heads})
     except ProofError:
         return []
 

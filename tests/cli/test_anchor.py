@@ -74,9 +74,13 @@ def test_anchor_prove_and_ask_the_chain(desk: Desk) -> None:
     assert second["anchors"][0]["tree_size"] == 350
     again = json.loads(desk.ok("anchor", "run-42", "--ledger", "audit", "--json"))
     assert again["anchors"][0]["new"] is False
-    desk.ok("prove", "run-42", "7", "320", "--ledger", "audit")
+    desk.ok("prove", "run-42", "320", "--ledger", "audit")
     key = ("--key", "audit/keys/run-42.vkey")
     asked = (*key, "--rpc", desk.chain.url, "--chain-id", "31337", "--publisher")
+    assert desk.verify(*asked, desk.publisher.address)[0] == 3, "a block that is not final yet"
+    desk.chain.mine(2)
+    assert desk.verify(*asked, desk.publisher.address)[0] == 0
+    desk.ok("prove", "run-42", "7", "--ledger", "audit")
     assert desk.verify(*asked, desk.publisher.address) == (
         0,
         dict.fromkeys(

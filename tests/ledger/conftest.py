@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.fsck import Summary, fsck, open_damaged
@@ -79,3 +83,32 @@ def _examine(directory: Path) -> tuple[set[tuple[str, str, str]], Summary]:
 def examine() -> Callable[[Path], tuple[set[tuple[str, str, str]], Summary]]:
     """Run fsck on a directory: findings as (log, what, where), and what was counted."""
     return _examine
+
+
+@contextmanager
+def _serve(app: Any) -> Iterator[str]:
+    options = {"host": "127.0.0.1", "port": 0, "log_level": "warning", "lifespan": "off"}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serve ASGI apps on real sockets until the test ends; returns each one's address."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(_serve(app))
+
+
+@pytest.fixture(scope="module")
+def serve_long() -> Iterator[Callable[[Any], str]]:
+    """Serve ASGI apps until the file's last test ends."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(_serve(app))

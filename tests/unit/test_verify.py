@@ -132,7 +132,7 @@ def test_a_key_that_travels_in_the_file_proves_nobody(log: SampleLog) -> None:
 
 def test_anchor_policy(log: SampleLog) -> None:
     keys = (log.ed25519,)
-    data = encode_bundle(log.bundle(anchored=(4,), post_quantum=False))
+    data = encode_bundle(log.bundle((2, 3), anchored=(4,), post_quantum=False))
     right = OnChain(4, log.head(4).root, "a test")
     wrong = OnChain(4, bytes(32), "a test")
     elsewhere = OnChain(6, log.head(6).root, "a test")
@@ -148,6 +148,17 @@ def test_anchor_policy(log: SampleLog) -> None:
         with pytest.raises(Inconsistent) as caught:
             verify_bundle(data, TrustPolicy(keys=keys, on_chain=answers, accept_unanchored=True))
         assert caught.value.step == 7
+
+
+def test_an_anchored_head_says_nothing_about_later_entries(log: SampleLog) -> None:
+    """Else a fork that shares its beginning with the anchored history would pass as anchored."""
+    fork = SampleLog(fork_at=6)
+    keys = (log.ed25519,)
+    before = OnChain(4, log.head(4).root, "a test")
+    for indices in ((6,), (2, 6), (4,)):
+        data = encode_bundle(fork.bundle(indices, anchored=(4,), post_quantum=False))
+        with pytest.raises(NotAnchored):
+            verify_bundle(data, TrustPolicy(keys=keys, on_chain=(before,), need_anchor=True))
 
 
 # --- what decides -----------------------------------------------------------------------

@@ -107,7 +107,15 @@ def _chain(log: SampleLog) -> Iterator[Row]:
 
     missing, split = inconclusive(7, "NotAnchored"), failed(7, "Inconsistent")
     yield "on-chain", "The bundle's own head is on chain.", VERIFIED, data, says((log, 8))
-    yield "on-chain-older", "The older head is on chain.", VERIFIED, data, says((log, 4))
+    early = encode_bundle(log.bundle((2,), anchored=(4,), post_quantum=False))
+    yield "on-chain-older", "An older head that covers the entry.", VERIFIED, early, says((log, 4))
+    yield (
+        "on-chain-before-entry",
+        "Only a head older than the entry.",
+        missing,
+        data,
+        says((log, 4)),
+    )
     yield "on-chain-other-size", "Only a size that the file lacks.", missing, data, says((log, 6))
     yield "on-chain-nothing", "The chain was asked and has none.", missing, data, says()
     yield "on-chain-fork", "The chain has another root.", split, data, says((fork, 8))
