@@ -6,6 +6,7 @@ entries, and no caller waits for the disk unless it asks its receipt.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ __all__ = ["AppendFailed", "Receipt", "Ticket", "Writer", "WriterClosed"]
 GROUP_ENTRIES_MAX: Final = 1_000  # beyond it, larger groups gained nothing measurable
 QUEUE_TICKETS_MAX: Final = 10_000  # a full queue makes the caller wait: nothing is dropped
 RETRY_DELAYS_S: Final = (0.05, 0.2, 1.0)
+
+_logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -89,6 +92,7 @@ class Writer(Generic[Item]):
         self._lost = lost
         self._queue: queue.Queue[Ticket[Item] | None] = queue.Queue(QUEUE_TICKETS_MAX)
         self._closed = False
+        self._is_failing = False
         self._lock = threading.Lock()  # orders submissions against close
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
@@ -142,6 +146,7 @@ class Writer(Generic[Item]):
             for attempt, delay_s in enumerate((*RETRY_DELAYS_S, None)):
                 try:
                     self._commit(group, attempt > 0)
+                    self._is_failing = False
                     break
                 except Exception as error:  # noqa: BLE001 - the outcome is unknown whatever it was
                     if delay_s is None:
@@ -159,6 +164,9 @@ class Writer(Generic[Item]):
         )
         for ticket in group:
             ticket.error = error
+        if not self._is_failing:  # once for each time the store goes away
+            self._is_failing = True
+            _logger.error("%s", error)
         self._lost(group)
 
 

@@ -16,13 +16,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
+from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.verify import OnChain
 from rlhf_audit_trail.privacy.config import PrivacyConfig, PrivacyError
 from rlhf_audit_trail.provenance import Provenance, verify_provenance
 from rlhf_audit_trail.recorder import CheckpointRecord, PolicyUpdate, RunRecorder
-from rlhf_audit_trail.run_events import check_source
+from rlhf_audit_trail.run_events import check_source, config_event, rehearse
 
 __all__ = ["AuditableRLHF", "NotTracking", "UnsupportedMode"]
 
@@ -106,10 +107,13 @@ class AuditableRLHF:
             InvalidName: the name cannot be part of a log's origin.
             RunClosed: the run was closed for good.
         """
-        log = self.ledger.open_run(experiment_name)
-        recorder = RunRecorder(log, source=self.source, judge_model=self.judge_model)
         settings = {"model_name": self.model_name, **(config or {})}
         settings["privacy"] = self.privacy_config.to_public_dict()
+        started = {"name": experiment_name, "model_name": self.model_name, "source": self.source}
+        # opening a run announces it for ever: what would be refused is refused before
+        rehearse([Event("run.started", started), config_event(settings, self.seed)])
+        log = self.ledger.open_run(experiment_name)
+        recorder = RunRecorder(log, source=self.source, judge_model=self.judge_model)
         recorder.begin(experiment_name, self.model_name, settings, self.seed)
         with self._made_current(recorder), self._watching(recorder):
             try:

@@ -38,6 +38,7 @@ __all__ = [
     "text_column",
 ]
 
+_FLOAT_BITS_MAX: Final = 1024  # an integer from here on has no float
 _ROWS_NAMED_MAX: Final = 10  # a message stays readable; the count is always given
 _READ_BYTES: Final = 1 << 20
 _PACKAGES: Final = (
@@ -239,7 +240,10 @@ def _number(value: Any) -> float | None:
             return None
         value = value.item()
     if isinstance(value, numbers.Integral):
-        return int(value)
+        whole = int(value)
+        if whole.bit_length() < _FLOAT_BITS_MAX:
+            return whole
+        return math.inf if whole > 0 else -math.inf  # as every float operation would have it
     return float(value) if isinstance(value, numbers.Real | Decimal) else None
 
 

@@ -7,7 +7,7 @@ a bad row is found before the first one is handed to the log.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from rlhf_audit_trail.capture import (
     plain_value,
     text_column,
 )
-from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.events import Event, encode_entry, encode_value
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.weights import TensorRecord, weights_digest
 
@@ -34,6 +34,7 @@ __all__ = [
     "checkpoint_event",
     "config_event",
     "model_event",
+    "rehearse",
     "rollout_event",
     "sealed_event",
     "update_event",
@@ -186,6 +187,25 @@ def checkpoint_event(
     return sealed_event("checkpoint.saved", fields, sealed, step=step)
 
 
+def rehearse(events: Iterable[Event]) -> None:
+    """Write events as entries that nobody keeps, to refuse them before anything is begun.
+
+    Raises:
+        InvalidEvent, EntryTooLarge: as recording them would.
+    """
+    for event in events:
+        for value in event.sealed.values():
+            encode_value(value)
+        encode_entry(
+            event,
+            run_id="x" * 100,
+            writer_id="0" * 32,
+            seq=0,
+            recorded_at="2026-01-01T00:00:00.000000Z",
+            commitments=dict.fromkeys(event.sealed, "0" * 64),
+        )
+
+
 def sealed_event(
     kind: str, fields: Mapping[str, Any], sealed: Mapping[str, Any], *, step: int
 ) -> list[Event]:
@@ -199,7 +219,7 @@ def sealed_event(
     events = [Event(kind, fields, plain)]
     if odd:
         # counts only: the keys of a mapping may name people, and this text is public
-        detail = f"{len(odd)} values in {kind} are not finite"
+        detail = f"values of {kind} that are not finite: {len(odd)}"
         alert = {"name": "non_finite_value", "severity": "critical", "step": step}
         events.append(Event("alert.raised", alert | {"detail": detail}))
     return events

@@ -209,3 +209,20 @@ def test_a_full_queue_over_a_failing_store_comes_to_an_end(ledger, annotation, m
     assert len(lost) == 8 * 40
     log.record(annotation(0)).result()
     assert list(fsck(ledger)) == []
+
+
+def test_a_store_that_went_away_is_told_at_once_and_once(ledger, annotation, caplog):
+    """Receipts may never be asked: a training must not learn of it only at its end."""
+    log = ledger.open_run("run42")
+    with refused(ledger):
+        for number in range(3):
+            log.record(annotation(number))
+            log.flush()
+    told = [record for record in caplog.records if "could not be stored" in record.getMessage()]
+    assert len(told) == 1
+    log.record(annotation(3)).result()
+    with refused(ledger):
+        log.record(annotation(4))
+        log.flush()
+    told = [record for record in caplog.records if "could not be stored" in record.getMessage()]
+    assert len(told) == 2

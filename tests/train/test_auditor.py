@@ -17,6 +17,7 @@ import torch
 from rlhf_audit_trail.auditor import AuditableRLHF, NotTracking, UnsupportedMode
 from rlhf_audit_trail.capture import InvalidColumn, NonFiniteValue, UnequalLengths
 from rlhf_audit_trail.ledger.log import InvalidName, Ledger, Log, RunClosed
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.verify import OnChain
 from rlhf_audit_trail.privacy import PrivacyConfig
 from rlhf_audit_trail.provenance import EmptyRange, UnknownCheckpoint
@@ -327,8 +328,8 @@ def test_metrics_that_are_not_finite_become_text_and_an_alert(auditor: Auditable
     assert public["weights_digest"] is None
     details = [public["detail"] for public, _ in events(run.log, "alert.raised")]
     assert details == [
-        "not finite in checkpoint.saved: metrics.loss",
-        "not finite in metrics.logged: metrics.kl[0]",
+        "values of checkpoint.saved that are not finite: 1",
+        "values of metrics.logged that are not finite: 1",
     ]
 
 
@@ -495,3 +496,16 @@ def test_what_the_chain_says_is_compared_with_the_recomputed_root(auditor: Audit
     found = auditor.verify_provenance(**names, on_chain=[forked])
     assert not found
     assert "size 5" in found.failure
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("refused", {"big": "x" * 70_000}), ("refused", {"odd": {1, 2}}), (None, {}), (5, {})],
+)
+def test_a_run_that_is_refused_is_not_announced(ledger: Ledger, name: Any, config: Any) -> None:
+    auditor = AuditableRLHF("model", ledger=ledger, source="simulated")
+    before = ledger.registry.size
+    with pytest.raises(AuditTrailError), auditor.track_training(name, config=config):
+        pytest.fail("the block was entered")
+    assert ledger.runs() == []
+    assert ledger.registry.size == before

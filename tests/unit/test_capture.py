@@ -161,3 +161,12 @@ def test_a_folder_digest_depends_on_names_and_bytes(tmp_path: Path) -> None:
     after = file_digest(tmp_path)
     assert before != after
     assert file_digest(tmp_path / "a") != before
+
+
+@pytest.mark.parametrize("huge", [10**400, -(10**400)])
+def test_a_whole_number_beyond_every_float_counts_as_infinite(huge: int) -> None:
+    with pytest.raises(NonFiniteValue):
+        number_column("rewards", [0.5, huge])
+    odd: list[str] = []
+    assert plain_value("metrics", huge, odd) == ("Infinity" if huge > 0 else "-Infinity")
+    assert odd == ["metrics"]
