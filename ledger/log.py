@@ -199,7 +199,9 @@ class Ledger:
                 f"{settings.organisation!r} cannot name an organisation",
                 next_step=f"correct `organisation` in {SETTINGS_FILE}",
             )
-        for url in (settings.database, settings.keys_database):
+        own = make_url(settings.database).get_backend_name() == "sqlite"
+        # beside a shared database, a new machine begins with no secrets of its own
+        for url in (settings.database, settings.keys_database) if own else ():
             if must_exist and (missing := _missing_file(url, path)):
                 raise StoreError(
                     f"the database {missing} is missing",

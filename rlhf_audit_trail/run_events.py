@@ -218,8 +218,9 @@ def sealed_event(
     plain = {name: plain_value(name, value, odd) for name, value in sealed.items()}
     events = [Event(kind, fields, plain)]
     if odd:
-        # counts only: the keys of a mapping may name people, and this text is public
-        detail = f"values of {kind} that are not finite: {len(odd)}"
+        # no deeper than the field: the keys of a mapping may name people, and this is public
+        fields_hit = ", ".join(sorted({name.split("[")[0] for name in odd}))
+        detail = f"values of {kind} that are not finite: {len(odd)} in {fields_hit}"
         alert = {"name": "non_finite_value", "severity": "critical", "step": step}
         events.append(Event("alert.raised", alert | {"detail": detail}))
     return events

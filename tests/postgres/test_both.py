@@ -109,6 +109,8 @@ def new_ledger(directory, database, new_database):
     Ledger.create(directory, organisation="acme.example").close()
     for path in directory.glob("*.db*"):
         path.unlink()
+    for name in ("ledger.db", "vault-keys.db"):
+        (directory / name).touch()  # opening makes no database, but fills an empty one
     url = database if database.startswith("sqlite") else new_database()
     lines = ["[ledger]", 'organisation = "acme.example"', f'database = "{url}"', ""]
     (directory / "rlhf-audit.toml").write_text("\n".join(lines))

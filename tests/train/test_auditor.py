@@ -328,8 +328,8 @@ def test_metrics_that_are_not_finite_become_text_and_an_alert(auditor: Auditable
     assert public["weights_digest"] is None
     details = [public["detail"] for public, _ in events(run.log, "alert.raised")]
     assert details == [
-        "values of checkpoint.saved that are not finite: 1",
-        "values of metrics.logged that are not finite: 1",
+        "values of checkpoint.saved that are not finite: 1 in metrics",
+        "values of metrics.logged that are not finite: 1 in metrics",
     ]
 
 
