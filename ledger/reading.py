@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select
 
+from rlhf_audit_trail.ledger.contradictions import Forked, RolledBack
 from rlhf_audit_trail.ledger.proof.bundle import AnchoredHead, Bundle, BundledEntry, encode_bundle
 from rlhf_audit_trail.ledger.proof.commitment import Opening
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -57,14 +58,6 @@ class NotPublished(AuditTrailError):
 
 class NotSealed(AuditTrailError):
     """There is no sealed value of this name to disclose."""
-
-
-class RolledBack(AuditTrailError):
-    """The store holds less than was signed or anchored: an old copy was put in place."""
-
-
-class Forked(AuditTrailError):
-    """The store holds another history than the one that was signed or anchored."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf_audit_trail.ledger.contradictions import Forked, RolledBack
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = [
@@ -82,14 +83,6 @@ class TransactionFailed(ChainError):
 
 class NotConfirmed(ChainError):
     """A transaction is not mined yet; it stays in the journal and is looked at again."""
-
-
-class RolledBack(ChainError):
-    """The local log is shorter than the anchored tree: entries were lost or taken away."""
-
-
-class Forked(ChainError):
-    """The local log has another root at the anchored size: one of the two was rewritten."""
 
 
 class SignerError(ChainError):

@@ -8,13 +8,8 @@ import click
 
 from rlhf_audit_trail.cli.ledger_commands import ledger_option
 from rlhf_audit_trail.cli.output import guarded
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = ["serve"]
-
-
-class AddressTaken(AuditTrailError):
-    """The address to serve on is in use, or not this machine's."""
 
 
 @click.command()
@@ -30,24 +25,13 @@ class AddressTaken(AuditTrailError):
 @guarded
 def serve(*, directory: Path, host: str, port: int) -> None:
     """Serve the public log (tiles, proofs, bundles) and POST /api/v1/verify."""
-    import socket
-
     import uvicorn
 
     from rlhf_audit_trail.api.app import create_app
+    from rlhf_audit_trail.cli.listening import listening
     from rlhf_audit_trail.ledger.log import Ledger
 
-    with Ledger.open(directory) as ledger, socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen()  # before it is said, so that who reads it can connect
-        except OSError as error:
-            raise AddressTaken(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                next_step="stop the other process, or choose another --port",
-            ) from error
-        where = f"http://{host}:{listener.getsockname()[1]}"
+    with Ledger.open(directory) as ledger, listening(host, port) as (listener, where):
         who = ledger.settings.organisation
         click.echo(f"serving {who} on {where}   (API: {where}/api/v1/openapi.json)", err=True)
         server = uvicorn.Server(uvicorn.Config(create_app(ledger), log_level="warning"))

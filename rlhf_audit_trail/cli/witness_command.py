@@ -105,24 +105,12 @@ def _open(directory: Path) -> Witness:
 @guarded
 def serve(*, directory: Path, host: str, port: int) -> None:
     """Serve the witness in DIRECTORY: add-checkpoint, and what it holds for monitors."""
-    import socket
-
     import uvicorn
 
     from rlhf_audit_trail.api.witness_app import create_witness_app
-    from rlhf_audit_trail.cli.serve_command import AddressTaken
+    from rlhf_audit_trail.cli.listening import listening
 
-    with _open(directory) as opened, socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen()  # before it is said, so that who reads it can connect
-        except OSError as error:
-            raise AddressTaken(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                next_step="stop the other process, or choose another --port",
-            ) from error
-        where = f"http://{host}:{listener.getsockname()[1]}"
+    with _open(directory) as opened, listening(host, port) as (listener, where):
         click.echo(f"the witness {opened.cosigner.name} serves on {where}", err=True)
         config = uvicorn.Config(
             create_witness_app(opened), log_level="warning", limit_concurrency=_CONNECTIONS_MAX
