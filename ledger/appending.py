@@ -1,8 +1,7 @@
-"""Appending to a log: record, assign, publish, recover.
+"""Appending to a log: record and assign.
 
 `record` hands over; the writer thread calls `assign`, which gives indices and extends the
-tree in one transaction; `publish` signs what extends the last signed tree head; `recover`
-is the same check on the same stored state, made when a log is opened.
+tree in one transaction. How what is stored gets signed stands in `signing`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select, update
@@ -23,13 +21,10 @@ from rlhf_audit_trail.ledger.losses import Losses
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
     HASH_BYTES,
-    consistency_proof,
     leaf_hash,
-    root_from_nodes,
-    verify_consistency,
 )
-from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, open_tree_head
-from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog, place_of
+from rlhf_audit_trail.ledger.reading import Forked, place_of
+from rlhf_audit_trail.ledger.signing import SigningLog, now_text
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import insert_rows, transact
 from rlhf_audit_trail.ledger.tiles import GrowingTree
@@ -61,7 +56,7 @@ class Pending:
     sealed: Sealed | None
 
 
-class Log(StoredLog):
+class Log(SigningLog):
     """One append-only log with its own origin and keys: everything that writes."""
 
     def __init__(
@@ -76,18 +71,15 @@ class Log(StoredLog):
         registry: Log | None,
     ) -> None:
         """Use `Ledger.open_run` instead; `registry` is None for the registry log itself."""
-        super().__init__(engine, vault, number, keys.origin)
+        super().__init__(engine, vault, number, keys)
         self.run_id = run_id
-        self.verifier_keys = keys.verifier_keys
         self.writer_id = secrets.token_hex(16)
-        self._keys = keys
         self._registry = registry
         self._writer = writer
         self._lock = threading.Lock()  # owns _next_seq; held while the writer's queue is full
         self._next_seq = 0
         self._losses = Losses()
         self._tree: GrowingTree | None = None  # owned by the writer thread
-        self._known_closed = False  # once true, it stays true
 
     # --- record -----------------------------------------------------------------------
 
@@ -270,38 +262,7 @@ class Log(StoredLog):
         """Drop the tree in memory; the next append reads it from the store."""
         self._tree = None
 
-    # --- publish and recover ------------------------------------------------------------
-
-    def publish(self) -> SignedTreeHead:
-        """Sign the log as it stands durably, and store the tree head.
-
-        Idempotent: a size is signed once, and the first note is kept. Only what extends
-        the last signed head is signed.
-
-        Raises:
-            RolledBack, Forked: the store contradicts the last signed head; nothing is signed.
-        """
-        self.flush()
-        return transact(self._engine, self._sign)
-
-    def _sign(self, connection: Connection) -> SignedTreeHead:
-        size = self._size(connection, lock=True)
-        last = self._published(connection, None)
-        head = self._check_signed(connection, size, last)
-        if last is not None and last.head.size == size:
-            return last
-        now = datetime.now(UTC)
-        note = self._keys.sign(head, time_s=int(now.timestamp()))
-        signed = open_tree_head(note, self.verifier_keys)  # asserted before it is stored
-        row = {"log_number": self.number, "tree_size": size, "root": head.root}
-        connection.execute(_HEADS.insert(), row | {"note": note, "signed_at": now_text()})
-        return signed
-
-    def recover(self) -> None:
-        """Check the stored tree against the last signed head; raise if they contradict."""
-        with self._engine.connect() as connection:
-            last = self._published(connection, None)
-            self._check_signed(connection, self._size(connection), last)
+    # --- the end, and the registry's own entries -------------------------------------------
 
     def close(self) -> None:
         """End the run: sign its last head, and enter size and root in the registry log.
@@ -356,44 +317,3 @@ class Log(StoredLog):
 
     def _announces(self, kind: str, run_id: str | None) -> bool:
         return any(entry.event.get("run") == run_id for entry in self.entries(kind=kind))
-
-    def _check_signed(
-        self, connection: Connection, size: int, last: SignedTreeHead | None
-    ) -> TreeHead:
-        """Return the head to sign after showing that it extends the last signed one."""
-        reader = self._reader(connection)
-        if last is not None and size < last.head.size:
-            raise RolledBack(
-                f"{self.origin}: the store has {size:,} entries, "
-                f"but a tree of {last.head.size:,} was signed",
-                next_step="an old copy is in place: restore the newest backup or a mirror",
-            )
-        root = root_from_nodes(size, reader.node)
-        if last is not None and last.head.size:
-            proof = consistency_proof(last.head.size, size, reader.node)
-            try:
-                verify_consistency(last.head.size, last.head.root, size, root, proof)
-            except AuditTrailError as error:
-                raise Forked(
-                    f"{self.origin}: the stored entries are not those that were signed "
-                    f"at size {last.head.size:,}",
-                    next_step="run rlhf-audit fsck to find the entry, then restore it",
-                ) from error
-        return TreeHead(self.origin, size, root)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the run was ended: nothing more is recorded."""
-        with self._engine.connect() as connection:
-            return self._closed(connection)
-
-    def _closed(self, connection: Connection) -> bool:
-        if not self._known_closed:
-            query = select(_LOGS.c.closed).where(_LOGS.c.number == self.number)
-            self._known_closed = bool(connection.scalar(query))
-        return self._known_closed
-
-
-def now_text() -> str:
-    """Return the writer's clock as entries carry it, `2026-11-20T10:15:00.123456Z`."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

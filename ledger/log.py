@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, select
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from rlhf_audit_trail.ledger.appending import Log, Pending, RunClosed, now_text
 from rlhf_audit_trail.ledger.blobs import BlobStore
 from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.files import write_whole
 from rlhf_audit_trail.ledger.keys import LogKeys, read_secret, write_secret
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.reading import (
@@ -199,7 +200,7 @@ class Ledger:
                 f"{settings.organisation!r} cannot name an organisation",
                 next_step=f"correct `organisation` in {SETTINGS_FILE}",
             )
-        own = make_url(settings.database).get_backend_name() == "sqlite"
+        own = _url(settings.database).get_backend_name() == "sqlite"
         # beside a shared database, a new machine begins with no secrets of its own
         for url in (settings.database, settings.keys_database) if own else ():
             if must_exist and (missing := _missing_file(url, path)):
@@ -339,7 +340,7 @@ class Ledger:
         text = "".join(f"{key}\n" for key in log.verifier_keys)
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
-            path.write_text(text, "utf-8")
+            write_whole(path, text)
         elif path.read_text("utf-8") != text:  # the file that auditors are told to pin
             raise WrongLedger(
                 f"{path} holds other keys than {GENERATED_KEY} gives",
@@ -388,19 +389,23 @@ def _missing_file(url: str, directory: Path) -> str:
     return "" if Path(parsed.database).is_file() else parsed.database
 
 
+def _url(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise SettingsError(
+            "a database in rlhf-audit.toml is not a URL",
+            next_step="write sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME",
+        ) from error
+
+
 def resolve(url: str, directory: Path) -> str:
     """Make a relative SQLite path one below the ledger's directory.
 
     Raises:
         SettingsError: not a URL.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise SettingsError(
-            "a database in rlhf-audit.toml is not a URL",
-            next_step="write sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME",
-        ) from error
+    parsed = _url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         parsed = parsed.set(database=str(directory / parsed.database))
     return parsed.render_as_string(hide_password=False)
