@@ -219,6 +219,7 @@ class Log(SigningLog):
                     "level": tile.level,
                     "tile_index": tile.tile_index,
                     "hashes": tile.hashes,
+                    "inner_nodes": tile.inner_nodes,
                 }
                 for tile in full
             ]

@@ -105,8 +105,8 @@ class TreeCheck:
 
     # --- tiles ------------------------------------------------------------------------
 
-    def _stored(self, level: int, tile_index: int) -> bytes | None:
-        query = select(func.substr(_TILES.c.hashes, 1, _TILE_BYTES + 1)).where(
+    def _stored(self, level: int, tile_index: int, column: str = "hashes") -> bytes | None:
+        query = select(func.substr(_TILES.c[column], 1, _TILE_BYTES + 1)).where(
             _TILES.c.log_number == self._number,
             _TILES.c.level == level,
             _TILES.c.tile_index == tile_index,
@@ -132,6 +132,9 @@ class TreeCheck:
                 first = tile.tile_index * TILE_WIDTH + wrong[0]
                 detail = f"hash {shown}{more} is not that of its {child}, first of {child} {first}"
                 yield Finding(self._log, "hash_tile", where, detail)
+        elif self._stored(tile.level, tile.tile_index, "inner_nodes") != tile.inner_nodes:
+            detail = "the nodes above its hashes are not those that follow from them"
+            yield Finding(self._log, "hash_tile", where, detail)
 
     def _follows(self, tile: FullTile, stored: bytes, slot: int) -> bool:
         """Whether a wrong hash is right for the stored tile below, where the fault then is."""

@@ -134,9 +134,9 @@ class PublicLog:
     def reader(self, size: int) -> TileReader:
         """Read nodes of the tree of `size`, the size served now; each tile is fetched once."""
 
-        def tile(level: int, tile_index: int) -> bytes:
+        def tile(level: int, tile_index: int) -> tuple[bytes, bytes]:
             there = (size >> (TILE_HEIGHT * level)) - tile_index * TILE_WIDTH
-            return self.hash_tile(level, tile_index, min(TILE_WIDTH, there))
+            return self.hash_tile(level, tile_index, min(TILE_WIDTH, there)), b""
 
         def leaves(first: int, count: int) -> bytes:
             raise NotServed(f"no tile holds the hashes from {first:,} to {first + count:,}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from rlhf_audit_trail.ledger.contradictions import Forked, RolledBack
 from rlhf_audit_trail.ledger.proof.bundle import AnchoredHead, Bundle, BundledEntry, encode_bundle
@@ -23,7 +23,7 @@ from rlhf_audit_trail.ledger.proof.merkle import (
 from rlhf_audit_trail.ledger.proof.note import Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.tiles import TileReader
+from rlhf_audit_trail.ledger.tiles import INNER_BYTES, TileReader
 from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = [
@@ -104,7 +104,6 @@ class StoredLog:
         self.origin = origin
         self._engine = engine
         self._vault = vault
-        self._tile_roots: dict[tuple[int, int], bytes] = {}  # 32 bytes for each 256 entries
 
     @property
     def log_id(self) -> bytes:
@@ -178,21 +177,17 @@ class StoredLog:
     def root_at(self, tree_size: int) -> bytes:
         """Return the root of the first `tree_size` entries."""
         with self._engine.connect() as connection:
-            return root_from_nodes(tree_size, self._reader(connection, trusting=True).node)
+            return root_from_nodes(tree_size, self._reader(connection).node)
 
     def prove_inclusion(self, leaf_index: int, tree_size: int) -> tuple[bytes, ...]:
         """Return the inclusion proof; `0 <= leaf_index < tree_size <= size`."""
         with self._engine.connect() as connection:
-            return inclusion_proof(
-                leaf_index, tree_size, self._reader(connection, trusting=True).node
-            )
+            return inclusion_proof(leaf_index, tree_size, self._reader(connection).node)
 
     def prove_consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof; `1 <= old_size <= new_size <= size`."""
         with self._engine.connect() as connection:
-            return consistency_proof(
-                old_size, new_size, self._reader(connection, trusting=True).node
-            )
+            return consistency_proof(old_size, new_size, self._reader(connection).node)
 
     def anchors(self) -> list[AnchorView]:
         """Return the log's anchors, dropped ones left out, in growing tree size."""
@@ -211,7 +206,7 @@ class StoredLog:
     def hash_tile(self, level: int, tile_index: int, width: int) -> bytes:
         """Return the first `width` hashes of a tile, for the tile endpoints."""
         with self._engine.connect() as connection:
-            return self._reader(connection, trusting=True).hashes(level, tile_index, width)
+            return self._reader(connection).hashes(level, tile_index, width)
 
     def bundle(
         self,
@@ -306,23 +301,31 @@ class StoredLog:
         query = select(_LOGS.c.size).where(_LOGS.c.number == self.number)
         return int(connection.scalar(query.with_for_update() if lock else query) or 0)
 
-    def _reader(self, connection: Connection, *, trusting: bool = False) -> TileReader:
-        """Read the tree through one connection, so that a proof sees one state.
+    def _reader(self, connection: Connection) -> TileReader:
+        """Read the tree through one connection, so that a proof sees one state."""
+        columns = _TILES.c
 
-        A proof that is checked by who gets it may use what earlier ones computed; what we
-        sign is always read again.
-        """
-        roots = self._tile_roots if trusting else None
-
-        def tile(level: int, tile_index: int) -> bytes | None:
-            found = connection.scalar(
-                select(_TILES.c.hashes).where(
-                    _TILES.c.log_number == self.number,
-                    _TILES.c.level == level,
-                    _TILES.c.tile_index == tile_index,
+        def tile(level: int, tile_index: int) -> tuple[bytes, bytes] | None:
+            found = connection.execute(
+                select(columns.hashes, columns.inner_nodes).where(
+                    columns.log_number == self.number,
+                    columns.level == level,
+                    columns.tile_index == tile_index,
                 )
-            )
-            return None if found is None else bytes(found)
+            ).first()
+            return None if found is None else (bytes(found.hashes), bytes(found.inner_nodes))
+
+        def roots(level: int, first: int, count: int) -> bytes:
+            rows = connection.scalars(
+                select(func.substr(columns.inner_nodes, INNER_BYTES - HASH_BYTES + 1))
+                .where(
+                    columns.log_number == self.number,
+                    columns.level == level,
+                    columns.tile_index.between(first, first + count - 1),
+                )
+                .order_by(columns.tile_index)
+            ).all()
+            return self._whole(rows, count, f"hash tiles of level {level} from {first:,} on")
 
         return TileReader(tile, partial(self._leaves, connection), roots)
 
@@ -336,12 +339,17 @@ class StoredLog:
             )
             .order_by(_ENTRIES.c.leaf_index)
         ).all()
-        if len(rows) != count or any(len(row) != HASH_BYTES for row in rows):
+        return self._whole(rows, count, f"entries from {first:,} on")
+
+    def _whole(self, hashes: Sequence[bytes], count: int, what: str) -> bytes:
+        """Join hashes after making sure that all are there."""
+        joined = b"".join(hashes)
+        if len(hashes) != count or len(joined) != count * HASH_BYTES:
             raise Forked(
-                f"{self.origin}: entries from {first:,} on are missing or damaged",
+                f"{self.origin}: {what} are missing or damaged",
                 next_step="run rlhf-audit fsck to find them, then restore them",
             )
-        return b"".join(rows)
+        return joined
 
 
 def place_of(writer_id: str, seq: int) -> bytes:

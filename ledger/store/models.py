@@ -75,7 +75,8 @@ class EntryRow(_LedgerTable, table=True):
 class HashTileRow(_LedgerTable, table=True):
     """A full tile of 256 hashes (c2sp.org/tlog-tiles); never updated.
 
-    Written in the transaction that completes it. Partial tiles are derived.
+    Written in the transaction that completes it. Partial tiles are derived. `inner_nodes` holds the
+    255 nodes above the hashes, which a proof would else have to compute.
     """
 
     __tablename__ = "hash_tile"
@@ -83,6 +84,7 @@ class HashTileRow(_LedgerTable, table=True):
     level: int = Field(primary_key=True)
     tile_index: int = Field(primary_key=True, sa_type=BigInteger)
     hashes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    inner_nodes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class TreeHeadRow(_LedgerTable, table=True):

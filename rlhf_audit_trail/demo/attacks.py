@@ -283,8 +283,9 @@ def _sign_again(
     for size in [int(row[0]) for row in database.execute(query, (number,))]:
         for tile in tree.append(leaves[tree.size : size]):
             database.execute(
-                "INSERT INTO hash_tile (log_number, level, tile_index, hashes) VALUES (?, ?, ?, ?)",
-                (number, tile.level, tile.tile_index, tile.hashes),
+                "INSERT INTO hash_tile (log_number, level, tile_index, hashes, inner_nodes)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (number, tile.level, tile.tile_index, tile.hashes, tile.inner_nodes),
             )
         head = TreeHead(origin, size, tree.root())
         database.execute(

@@ -143,6 +143,10 @@ DAMAGE = {
         ["UPDATE hash_tile SET hashes = flip(hashes) WHERE log_number = RUN AND tile_index = 1"],
         {("run42", "hash_tile", "level 0, tile 1")},
     ),
+    "a node above the hashes of a tile": (
+        ["UPDATE hash_tile SET inner_nodes = flip(inner_nodes) WHERE log_number = RUN AND tile_index = 1"],
+        {("run42", "hash_tile", "level 0, tile 1")},
+    ),
     "a tile cut short": (
         ["UPDATE hash_tile SET hashes = x'00' WHERE log_number = RUN AND tile_index = 1"],
         {("run42", "hash_tile", "level 0, tile 1")},
@@ -152,7 +156,7 @@ DAMAGE = {
         {("run42", "hash_tile", "level 0, tile 1")},
     ),
     "a surplus tile": (
-        ["INSERT INTO hash_tile SELECT log_number, level, 2, hashes FROM hash_tile WHERE log_number = RUN AND tile_index = 1"],
+        ["INSERT INTO hash_tile SELECT log_number, level, 2, hashes, inner_nodes FROM hash_tile WHERE log_number = RUN AND tile_index = 1"],
         {("run42", "hash_tile", "level 0, tile 2")},
     ),
     "a bit of a signed note": (

@@ -101,7 +101,7 @@ TRUNCATED = (
     "UPDATE log SET size = 290 WHERE number = 2",
 )
 LEAF = "UPDATE entry SET leaf_hash = zeroblob(32) WHERE log_number = 2 AND leaf_index = 299"
-TILE = "UPDATE hash_tile SET hashes = zeroblob(8192) WHERE log_number = 2"
+TILE = "UPDATE hash_tile SET inner_nodes = zeroblob(8160) WHERE log_number = 2"
 GAP = "DELETE FROM entry WHERE log_number = 2 AND leaf_index = 280"
 
 

@@ -7,7 +7,13 @@ import hashlib
 import pytest
 
 from rlhf_audit_trail.ledger.proof.merkle import EMPTY_ROOT, leaf_hash, node_hash, root_hash
-from rlhf_audit_trail.ledger.tiles import GrowingTree, TileReader, tile_path, tile_widths
+from rlhf_audit_trail.ledger.tiles import (
+    GrowingTree,
+    TileReader,
+    rows_above,
+    tile_path,
+    tile_widths,
+)
 
 SIZES = 701
 LEAVES = [leaf_hash(b"%d" % number) for number in range(SIZES)]
@@ -35,8 +41,10 @@ class Stored:
     def take(self, leaves, full):
         self.leaves += leaves
         for tile in full:
-            assert len(tile.hashes) == 8192
-            assert self.tiles.setdefault((tile.level, tile.tile_index), tile.hashes) is tile.hashes
+            assert (len(tile.hashes), len(tile.inner_nodes)) == (8192, 8160)
+            assert b"".join(rows_above(tile.hashes)) == tile.hashes + tile.inner_nodes
+            kept = (tile.hashes, tile.inner_nodes)
+            assert self.tiles.setdefault((tile.level, tile.tile_index), kept) is kept
 
     def reader(self):
         return TileReader(
@@ -74,7 +82,7 @@ def test_three_levels_of_tiles():
     assert tree.root() == root_hash(leaves)
     for index in (0, 255):
         expected = root_hash(leaves[index * 256 : (index + 1) * 256])
-        assert stored.tiles[1, 0][index * 32 :][:32] == expected
+        assert stored.tiles[1, 0][0][index * 32 :][:32] == expected
     assert vars(GrowingTree.restore(count, stored.reader())) == vars(tree)
     reader = stored.reader()
     assert reader.hashes(2, 0, 1) == root_hash(leaves[: 256 * 256])
