@@ -7,21 +7,24 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import text
 
-from rlhf_audit_trail.api import c2sp, logs, proofs, verify
+from rlhf_audit_trail.api import append, c2sp, logs, proofs, verify
 from rlhf_audit_trail.api.asking import LedgerOfApp, refuse_unknown
 from rlhf_audit_trail.api.limits import Limits
-from rlhf_audit_trail.api.models import Health
-from rlhf_audit_trail.api.problems import Problem, describe, install
+from rlhf_audit_trail.api.models import AppendRequest, Health
+from rlhf_audit_trail.api.problems import Problem, StoreUnavailable, describe, install
 from rlhf_audit_trail.ledger.log import Ledger
+from rlhf_audit_trail.ledger.store.errors import StoreError
 
 __all__ = ["create_app"]
 
 _DESCRIPTION = """\
 The public side of an RLHF audit ledger: signed tree heads, tiles, entries, proofs and
-bundles, and a verifier. Everything here is checked best on your own machine, with keys
+bundles, and a verifier; whoever has a writer token also
+appends here. Everything here is checked best on your own machine, with keys
 that you got elsewhere: `rlhf-audit verify FILE --key KEY`. No sealed value leaves here.
 """
 
@@ -52,10 +55,11 @@ def create_app(ledger: Ledger) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # one address for one thing
         dependencies=[Depends(refuse_unknown)],
-        responses=describe(400, 405, 500, 503),
+        responses=describe(400, 405, 500, StoreError, StoreUnavailable),
     )
     app.state.ledger = ledger
-    for part in (router, c2sp.router, logs.router, proofs.router, verify.router):
+    app.state.appending = CapacityLimiter(append.APPENDS_AT_ONCE_MAX)
+    for part in (router, c2sp.router, logs.router, append.router, proofs.router, verify.router):
         app.include_router(part)
     app.add_middleware(Limits)
     install(app)
@@ -64,8 +68,11 @@ def create_app(ledger: Ledger) -> FastAPI:
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Add the schema of errors, which no route returns as its own result."""
+    """Add the schemas of errors and of what is appended, which routes read and write themselves."""
     if app.openapi_schema is None:
         schema = generate()
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        schemas = schema["components"]["schemas"]
+        schemas["Problem"] = Problem.model_json_schema()
+        asked = AppendRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= asked.pop("$defs") | {"AppendRequest": asked}
     return generate()

@@ -52,7 +52,7 @@ def checkpoint(log: LogOfPath) -> PlainTextResponse:
 )
 def vkey(log: LogOfPath) -> PlainTextResponse:
     """Return the keys; whoever pins them should have them from a second place too."""
-    text = "".join(f"{key}\n" for key in log.verifier_keys)
+    text = "".join(f"{key}\n" for key in log.keys_now())
     return PlainTextResponse(text, headers=_SHORTLY)
 
 
@@ -60,7 +60,10 @@ def vkey(log: LogOfPath) -> PlainTextResponse:
     "/tile/{path:path}",
     summary="A hash tile or entry tile",
     response_class=Response,
-    responses={200: {"description": "The tile; it never changes.", "content": _OCTETS}},
+    responses={
+        200: {"description": "The tile; it never changes.", "content": _OCTETS},
+        **describe(410),
+    },
 )
 def tile(
     log: LogOfPath,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,7 +41,7 @@ class Limits:
         if body is None:
             error = BodyTooLarge(
                 f"a body is at most {BODY_BYTES_MAX:,} bytes",
-                next_step="verify larger bundles on your own machine: rlhf-audit verify FILE",
+                next_step="send less at once, or verify on your machine: rlhf-audit verify FILE",
             )
             answer = problem_response(error)
             answer.headers["Connection"] = "close"  # else the rest would still be read, for nothing
@@ -49,7 +50,8 @@ class Limits:
         try:
             # the framework's own parser recurses as deep as the process allows, and importing
             # web3 alone raises that to 100,000: more than the stack holds
-            check_depth(body)
+            if body:
+                await run_in_threadpool(check_depth, body)  # others are answered meanwhile
         except MalformedBundle as error:
             await problem_response(BadRequest(error.message))(scope, receive, marked)
             return

@@ -31,7 +31,7 @@ from rlhf_audit_trail.ledger.proof.bundle import MAX_INDEX
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
 from rlhf_audit_trail.ledger.proof.note import encode_base64
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
-from rlhf_audit_trail.ledger.reading import AnchorView, StoredEntry
+from rlhf_audit_trail.ledger.reading import AnchorView, NotPublished, StoredEntry
 
 __all__ = ["router", "tree_head"]
 
@@ -62,7 +62,7 @@ def show_log(log: LogOfPath) -> LogItem:
     return _item(log)
 
 
-@router.get("/{run}/entries", summary="Entries, page by page", responses=describe(404))
+@router.get("/{run}/entries", summary="Entries, page by page", responses=describe(404, 410))
 def list_entries(log: LogOfPath, after: After = None, limit: Limit = PAGE_DEFAULT) -> EntryPage:
     """Return entries that the newest signed tree head covers."""
     signed = log.published()
@@ -78,7 +78,9 @@ def list_entries(log: LogOfPath, after: After = None, limit: Limit = PAGE_DEFAUL
     )
 
 
-@router.get("/{run}/entries/{index}", summary="One entry", responses=describe(404, 409))
+@router.get(
+    "/{run}/entries/{index}", summary="One entry", responses=describe(404, NotPublished, 410)
+)
 def show_entry(log: LogOfPath, index: LeafIndex) -> Entry:
     """Return an entry's exact bytes and what they say; 409 while no signed head covers it."""
     covering(log, index)

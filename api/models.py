@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from rlhf_audit_trail.ledger.append_call import REQUEST_EVENTS_MAX
 
 __all__ = [
     "Anchor",
     "AnchorPage",
+    "AppendRequest",
+    "AppendResult",
     "BundleRequest",
     "ConsistencyProof",
     "Entry",
     "EntryPage",
+    "EventBody",
     "Health",
     "InclusionProof",
     "LogItem",
@@ -26,6 +32,7 @@ __all__ = [
 ]
 
 BUNDLE_ENTRIES_MAX = 1_000
+FIELDS_MAX = 64
 _HASH = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _ORIGIN = "acme.example/rlhf/run42"
 
@@ -164,6 +171,66 @@ class BundleRequest(_Strict):
         description="Leaf indices; order and repetition do not matter.",
         examples=[[3, 700]],
     )
+
+
+_Name = Annotated[str, Field(max_length=100)]
+
+
+def _time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)  # the pattern lets a month 13 through
+    except ValueError:
+        raise ValueError("there is no such time") from None
+    return text
+
+
+class EventBody(_Strict):
+    """An event; what its kind has, and what of it is sealed, `ledger/events.py` lists."""
+
+    kind: _Name = Field(examples=["annotation.recorded"])
+    fields: dict[_Name, Any] = Field(
+        max_length=FIELDS_MAX,
+        description="Public values; they stand in the entry.",
+        examples=[{"source": "human", "batch": 3}],
+    )
+    sealed: dict[_Name, Any] = Field(
+        default_factory=dict,
+        max_length=FIELDS_MAX,
+        description="Values that the entry only commits to; they are kept encrypted.",
+        examples=[{"prompt": "...", "response": "...", "annotator": "", "reward": 0.5}],
+    )
+    subject: str = Field(
+        default="",
+        max_length=1_000,
+        description="Stable id of the person whom the sealed values are about; never in an entry.",
+        examples=["annotator-17"],
+    )
+
+
+class AppendRequest(_Strict):
+    """Events of one writer with consecutive numbers; sent again, they are the same."""
+
+    writer_id: str = Field(
+        pattern="^[0-9a-f]{32}$",
+        description="16 random bytes in hex, new for each start of the writing process.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015"],
+    )
+    first_seq: int = Field(
+        ge=0, le=2**53 - 1, description="Number of the first event; a writer counts from 0."
+    )
+    recorded_at: Annotated[str, AfterValidator(_time)] = Field(
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$",
+        description="The writer's clock, RFC 3339 in UTC; the same when sent again.",
+        examples=["2026-11-20T10:15:00.1Z"],
+    )
+    events: list[EventBody] = Field(min_length=1, max_length=REQUEST_EVENTS_MAX)
+
+
+class AppendResult(BaseModel):
+    """The events are durable."""
+
+    indices: list[Index] = Field(description="Leaf indices, in the order of the events.")
+    size: Size = Field(description="Durable entries of the log now, signed or not yet.")
 
 
 class TrustPolicyBody(_Strict):

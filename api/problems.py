@@ -16,10 +16,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from rlhf_audit_trail.ledger.events import EntryTooLarge, InvalidEvent
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
-from rlhf_audit_trail.ledger.reading import EntryMissing, Forked, NotPublished, RolledBack
+from rlhf_audit_trail.ledger.reading import (
+    EntryMissing,
+    Forked,
+    NotPublished,
+    Pruned,
+    RolledBack,
+)
+from rlhf_audit_trail.ledger.refusals import (
+    BadToken,
+    ConflictingEntry,
+    LogMissing,
+    NotPermitted,
+    RunClosed,
+    SequenceGap,
+)
 from rlhf_audit_trail.ledger.store.database import StoreError
 from rlhf_audit_trail.ledger.trust import InvalidTrust
+from rlhf_audit_trail.ledger.writer import AppendFailed, Overloaded, WriterClosed
 
 __all__ = [
     "PROBLEM_TYPE",
@@ -30,6 +46,7 @@ __all__ = [
     "MethodNotAllowed",
     "NoSuchPath",
     "Problem",
+    "StoreUnavailable",
     "TileMissing",
     "UnknownParameter",
     "describe",
@@ -40,6 +57,7 @@ __all__ = [
 PROBLEM_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5  # heads are signed on demand or by a schedule: ask again soon
 _URN: Final = "urn:rlhf-audit:problem:"
+_ASK_OPERATOR: Final = "ask the operator for the archive, and check it by its digest"
 
 
 class BadRequest(AuditTrailError):
@@ -56,10 +74,6 @@ class NoSuchPath(AuditTrailError):
 
 class MethodNotAllowed(AuditTrailError):
     """This address does not take this method."""
-
-
-class LogMissing(AuditTrailError):
-    """This ledger has no such log."""
 
 
 class TileMissing(AuditTrailError):
@@ -83,18 +97,29 @@ STATUS: Final[dict[type[AuditTrailError], int]] = {
     UnknownParameter: 400,
     InvalidTrust: 400,
     MalformedBundle: 400,
+    BadToken: 401,
+    NotPermitted: 403,
     NoSuchPath: 404,
     LogMissing: 404,
     EntryMissing: 404,
     TileMissing: 404,
     MethodNotAllowed: 405,
     NotPublished: 409,
+    ConflictingEntry: 409,
+    SequenceGap: 409,
+    RunClosed: 409,
+    Pruned: 410,
     BodyTooLarge: 413,
+    InvalidEvent: 422,
+    EntryTooLarge: 422,
     RolledBack: 500,
     Forked: 500,
     InternalError: 500,
     StoreError: 503,
     StoreUnavailable: 503,
+    AppendFailed: 503,
+    Overloaded: 503,
+    WriterClosed: 503,
 }
 """The one table; a class that is not in it takes the status of its nearest base, or 500."""
 
@@ -120,13 +145,19 @@ class Problem(BaseModel):
     )
 
 
-def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of error responses; `default` covers the unexpected."""
+def describe(*statuses: int | type[AuditTrailError]) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of error responses; `default` covers the unexpected.
+
+    A status stands for all errors that have it; where a route raises some of them, name those.
+    """
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    codes: dict[int, list[str]] = {}
+    for error, status in STATUS.items():
+        if status in statuses or error in statuses:
+            codes.setdefault(status, []).append(code_of(error))
     described: dict[int | str, dict[str, Any]] = {}
-    for status in sorted(statuses):
-        codes = [code_of(error) for error, value in STATUS.items() if value == status]
-        described[status] = {"description": "code: " + ", ".join(codes), "content": content}
+    for status, names in sorted(codes.items()):
+        described[status] = {"description": "code: " + ", ".join(names), "content": content}
     described["default"] = {"description": "Any other error.", "content": content}
     return described
 
@@ -146,11 +177,14 @@ def problem_response(error: AuditTrailError, **more: Any) -> JSONResponse:
         "status": status,
         "detail": error.message,
         "code": code,
-        "next": error.next_step,
+        # where an archive is on our machine is nobody's business out there
+        "next": _ASK_OPERATOR if kind is Pruned else error.next_step,
     }
     headers = {"Cache-Control": "no-store"}
-    if kind is NotPublished:
+    if kind is NotPublished or issubclass(kind, AppendFailed):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if kind is BadToken:
+        headers["WWW-Authenticate"] = "Bearer"  # which HTTP demands beside a 401
     return JSONResponse(more | body, status, headers, media_type=PROBLEM_TYPE)
 
 
@@ -187,7 +221,7 @@ def _invalid(error: Exception) -> BadRequest:
     first = found[0] if found else {"loc": (), "msg": "not valid"}
     where = ".".join(str(part) for part in first["loc"])
     return BadRequest(
-        f"{where}: {first['msg']}", next_step="see /api/v1/openapi.json for what is taken"
+        f"{where:.200}: {first['msg']}", next_step="see /api/v1/openapi.json for what is taken"
     )
 
 

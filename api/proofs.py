@@ -18,8 +18,8 @@ from rlhf_audit_trail.api.models import BundleRequest, ConsistencyProof, Inclusi
 from rlhf_audit_trail.api.problems import BadRequest, describe
 from rlhf_audit_trail.ledger.log import Log
 from rlhf_audit_trail.ledger.proof.bundle import BUNDLE_SCHEMA, MAX_INDEX
-from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
+from rlhf_audit_trail.ledger.reading import NotPublished
 from rlhf_audit_trail.ledger.tlog_proof import TlogProof, encode_tlog_proof
 
 __all__ = ["BUNDLE_TYPE", "router", "tlog_proof"]
@@ -47,7 +47,7 @@ TreeSize = Annotated[int, Query(ge=1, le=MAX_INDEX, description="A tree's size, 
     "/logs/{run}/entries/{index}/proof",
     summary="Inclusion proof",
     response_model=InclusionProof,
-    responses={**_TLOG, **describe(404, 409)},
+    responses={**_TLOG, **describe(404, NotPublished)},
 )
 def inclusion(
     log: LogOfPath,
@@ -64,7 +64,7 @@ def inclusion(
         proof = InclusionProof(
             origin=log.origin,
             index=index,
-            leaf_hash=leaf_hash(log.read(index).data).hex(),
+            leaf_hash=log.leaf_at(index).hex(),
             path=[node.hex() for node in log.prove_inclusion(index, signed.head.size)],
             tree_head=tree_head(signed),
         )
@@ -77,7 +77,7 @@ def inclusion(
     "/logs/{run}/entries/{index}/proof.tlog-proof",
     summary="Inclusion proof as a tlog-proof file",
     response_class=PlainTextResponse,
-    responses={200: {"description": "c2sp.org/tlog-proof."}, **describe(404, 409)},
+    responses={200: {"description": "c2sp.org/tlog-proof."}, **describe(404, NotPublished)},
 )
 def inclusion_file(log: LogOfPath, index: LeafIndex) -> PlainTextResponse:
     """Prove that an entry is in the newest signed tree, in the format of C2SP."""
@@ -91,7 +91,9 @@ def tlog_proof(log: Log, leaf_index: int, signed: SignedTreeHead) -> bytes:
     return encode_tlog_proof(TlogProof(leaf_index, path, note))
 
 
-@router.get("/logs/{run}/consistency", summary="Consistency proof", responses=describe(404, 409))
+@router.get(
+    "/logs/{run}/consistency", summary="Consistency proof", responses=describe(404, NotPublished)
+)
 def consistency(log: LogOfPath, old: TreeSize, new: TreeSize) -> ConsistencyProof:
     """Prove that the tree of size `new` extends the tree of size `old`."""
     if old > new:
@@ -114,7 +116,7 @@ def consistency(log: LogOfPath, old: TreeSize, new: TreeSize) -> ConsistencyProo
     "/logs/{run}/entries/{index}/bundle",
     summary="Bundle of one entry",
     response_class=Response,
-    responses={**_BUNDLE, **describe(404, 409)},
+    responses={**_BUNDLE, **describe(404, NotPublished, 410)},
 )
 def bundle(log: LogOfPath, index: LeafIndex) -> Response:
     """Return one file that proves one entry, to be checked offline."""
@@ -125,7 +127,7 @@ def bundle(log: LogOfPath, index: LeafIndex) -> Response:
     "/bundles",
     summary="Bundle of many entries",
     response_class=Response,
-    responses={**_BUNDLE, **describe(404, 409, 413)},
+    responses={**_BUNDLE, **describe(404, NotPublished, 410, 413)},
 )
 def bundles(ledger: LedgerOfApp, wanted: BundleRequest) -> Response:
     """Return one file that proves many entries of one log."""

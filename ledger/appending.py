@@ -1,85 +1,88 @@
-"""Appending to a log: record and assign.
+"""Appending to a log: what callers hand over, what is lost of it, and how a log ends.
 
-`record` hands over; the writer thread calls `assign`, which gives indices and extends the
-tree in one transaction. How what is stored gets signed stands in `signing`.
+How it is stored stands in `assigning`, how it is signed in `signing`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
-from rlhf_audit_trail.ledger.events import KINDS, Event, encode_entry
-from rlhf_audit_trail.ledger.keys import LogKeys
+from rlhf_audit_trail.ledger.assigning import AssigningLog, BatchTicket
+from rlhf_audit_trail.ledger.batches import Batch
+from rlhf_audit_trail.ledger.drafts import Draft, DraftColumns, EventColumns, check_size, draft
+from rlhf_audit_trail.ledger.events import Event, InvalidEvent
+from rlhf_audit_trail.ledger.keyring import LogKeyRing
 from rlhf_audit_trail.ledger.losses import Losses
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.ledger.proof.merkle import (
-    HASH_BYTES,
-    leaf_hash,
-)
-from rlhf_audit_trail.ledger.reading import Forked, place_of
-from rlhf_audit_trail.ledger.signing import SigningLog, now_text
+from rlhf_audit_trail.ledger.proof.tree_head import TreeHead
+from rlhf_audit_trail.ledger.reading import Forked
+from rlhf_audit_trail.ledger.refusals import ConflictingEntry, RunClosed, SequenceGap
+from rlhf_audit_trail.ledger.signing import now_text
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.store.database import insert_rows, transact
-from rlhf_audit_trail.ledger.tiles import GrowingTree
-from rlhf_audit_trail.ledger.vault import Sealed, Vault
-from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer
+from rlhf_audit_trail.ledger.store.database import transact
+from rlhf_audit_trail.ledger.vault import Vault
+from rlhf_audit_trail.ledger.writer import Overloaded, Receipt, Receipts, Ticket, Writer
 
-__all__ = ["Log", "Pending", "RunClosed", "now_text"]
+__all__ = ["ConflictingEntry", "Log", "LossPolicy", "RunClosed", "SequenceGap", "now_text"]
 
-# beyond it, reading the tree's edge costs less than adding the leaves of others one by one
-_CATCH_UP_LEAVES_MAX: Final = 50_000
+_WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
-_TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
-_HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
-_VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
-
-
-class RunClosed(AuditTrailError):
-    """The run's log was closed; its size and root stand in the registry log."""
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pending:
-    """An encoded entry on its way to the store."""
+class LossPolicy:
+    """What happens to entries that the store does not take.
 
-    seq: int
-    kind: str
-    data: bytes
-    sealed: Sealed | None
+    Attributes:
+        is_strict: raise at the next call; otherwise the loss is only logged. Either way a
+            `gap` event counts what is missing.
+        queue_wait_s: how long a call waits for room in the queue.
+    """
+
+    is_strict: bool = False
+    queue_wait_s: float = 5.0
 
 
-class Log(SigningLog):
+class Log(AssigningLog):
     """One append-only log with its own origin and keys: everything that writes."""
 
     def __init__(
         self,
         engine: Engine,
         vault: Vault,
-        writer: Writer[Pending],
+        writer: Writer[Batch],
         *,
         number: int,
         run_id: str,
-        keys: LogKeys,
+        keys: LogKeyRing,
         registry: Log | None,
+        policy: LossPolicy = LossPolicy(),
+        counters: Path | None = None,
     ) -> None:
         """Use `Ledger.open_run` instead; `registry` is None for the registry log itself."""
-        super().__init__(engine, vault, number, keys)
-        self.run_id = run_id
+        super().__init__(engine, vault, number=number, run_id=run_id, keys=keys)
         self.writer_id = secrets.token_hex(16)
         self._registry = registry
         self._writer = writer
+        self._policy = policy
         self._lock = threading.Lock()  # owns _next_seq; held while the writer's queue is full
         self._next_seq = 0
-        self._losses = Losses()
-        self._tree: GrowingTree | None = None  # owned by the writer thread
+        self._losses = Losses(counters, run_id)
+        self._failure: AuditTrailError | None = None  # under the strict policy, not yet raised
+        self._is_dropping = False  # owned by _lock
 
     # --- record -----------------------------------------------------------------------
 
@@ -87,181 +90,178 @@ class Log(SigningLog):
         """Hand over one event; see `record_many`."""
         return self.record_many([event])[0]
 
-    def record_many(self, events: Iterable[Event]) -> list[Receipt]:
+    def record_many(self, events: Iterable[Event]) -> Receipts:
         """Hand over events to be made durable, in order; all are checked before any is taken.
 
         Raises:
             InvalidEvent, EntryTooLarge: an event does not fit; nothing was recorded.
             RunClosed: the run has ended.
+            Overloaded, AppendFailed: under the strict policy, these entries were not taken, or
+                earlier ones were lost.
         """
-        events = list(events)
-        if not events:
-            return []
+        return self._hand_over([draft(event) for event in events])
+
+    def record_columns(self, columns: EventColumns) -> Receipts:
+        """Hand over many events given as columns; as `record_many`, at a fraction of the cost."""
+        return self._hand_over(columns.drafts())
+
+    def append_as(
+        self, writer_id: str, first_seq: int, events: Sequence[Event], recorded_at: str
+    ) -> list[int]:
+        """Make another writer's events durable, and return their leaf indices in order.
+
+        What is stored already under the same writer and numbers keeps its index.
+
+        Args:
+            writer_id: 32 hex digits, new for each start of the other process.
+            first_seq: the sequence number of the first event; the rest follow.
+            events: one or more.
+            recorded_at: the other's clock, the same when it sends again.
+
+        Raises:
+            InvalidEvent, EntryTooLarge, RunClosed: as `record_many`.
+            ConflictingEntry: one of the numbers stands for another entry; nothing was stored.
+            SequenceGap: entries before these are missing; nothing was stored.
+            AppendFailed: the store refused them.
+        """
+        if not (_WRITER_ID.fullmatch(writer_id) and _TIME.fullmatch(recorded_at)):
+            raise InvalidEvent(
+                "a writer id has 32 hex digits, and a time the form of RFC 3339, UTC"
+            )
+        drafts = [draft(event) for event in events]
+        if not drafts or not 0 <= first_seq < 2**63 - len(drafts):
+            raise InvalidEvent("there must be events, and their numbers be below 2**63")
+        self._require_open()
+        batch = Batch(writer_id, first_seq, recorded_at, drafts, is_foreign=True)
+        ticket = self._checked(batch)
+        self._writer.submit(ticket, wait_s=self._policy.queue_wait_s)
+        ticket.done.wait()
+        if ticket.error is not None:
+            raise ticket.error
+        return list(ticket.indices)
+
+    def lose(self, count: int, reason: str) -> None:
+        """Count events that were observed but could not be captured; a `gap` event tells."""
+        with self._lock:
+            self._losses.add([self._loss(self._next_seq, count, reason)])
+            self._next_seq += count
+
+    def _require_open(self) -> None:
+        self.require_writable()
         if self._known_closed:  # what another process closed is found by the writer
             raise self._refusal()
-        return self._hand_over(events)
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise error
 
-    def _hand_over(self, events: list[Event]) -> list[Receipt]:
-        """Give sequence numbers and submit, known losses first; return the events' receipts."""
+    def _hand_over(self, drafts: list[Draft] | DraftColumns) -> Receipts:
+        """Give sequence numbers and submit, known losses first; return the drafts' receipts."""
+        self._require_open()
         with self._lock:
-            losses = self._losses.take()
+            self._tell_losses()
+            ticket = self._submit(drafts) if len(drafts) else None
+        return Receipts(ticket, range(len(drafts)))
+
+    def _tell_losses(self) -> None:
+        """Hand over `gap` events for what is missing; with the lock held."""
+        self._losses.find_dead_writers(self._stored_count, self._told_gaps)
+        losses = self._losses.take()
+        if losses:
             try:
-                events = [Event("gap", loss) for loss in losses] + events
-                self._vault.prepare(events, self.origin)
-                first, now = self._next_seq, now_text()
-                pending = [self._encode(item, first + i, now) for i, item in enumerate(events)]
-                ticket = Ticket(self.run_id, pending)
-                self._writer.submit(ticket)
+                self._submit([draft(Event("gap", loss)) for loss in losses])
             except BaseException:
                 self._losses.add(losses)
                 raise
-            self._next_seq += len(pending)
-        return [Receipt(ticket, position) for position in range(len(losses), len(pending))]
 
-    def _encode(self, event: Event, seq: int, recorded_at: str) -> Pending:
-        sealed = None
-        if event.sealed:
-            sealed = self._vault.seal(event, self.origin, place_of(self.writer_id, seq))
-        data = encode_entry(
-            event,
-            run_id=self.run_id,
-            writer_id=self.writer_id,
-            seq=seq,
-            recorded_at=recorded_at,
-            commitments=sealed.commitments if sealed else {},
-        )
-        return Pending(seq, event.kind, data, sealed)
+    def _submit(self, drafts: list[Draft] | DraftColumns) -> BatchTicket:
+        """Hand over drafts; with the lock held."""
+        ticket = self._checked(Batch(self.writer_id, self._next_seq, now_text(), drafts))
+        # first the count: who is killed in between has lost them
+        self._losses.count(self.writer_id, self._next_seq + len(drafts))
+        try:
+            self._writer.submit(ticket, wait_s=self._policy.queue_wait_s)
+        except Overloaded as error:
+            if self._policy.is_strict:
+                raise
+            ticket.error = error
+            ticket.done.set()
+            self.note_loss(ticket)
+            if not self._is_dropping:  # once for each time the store falls behind
+                _logger.warning("%s: entries are dropped, and counted: %s", self.origin, error)
+            self._is_dropping = True
+        else:
+            self._is_dropping = False
+        self._next_seq += len(drafts)
+        return ticket
+
+    def _checked(self, batch: Batch) -> BatchTicket:
+        if isinstance(batch.drafts, DraftColumns):  # whose rows differ only in what is sealed
+            longest = batch.drafts.longest()
+            check_size(longest, self.run_id, batch.writer_id, batch.last_seq, batch.recorded_at)
+            return Ticket(self.run_id, batch)
+        for seq, item in enumerate(batch.drafts, batch.first_seq):
+            check_size(item, self.run_id, batch.writer_id, seq, batch.recorded_at)
+        return Ticket(self.run_id, batch)
 
     def flush(self) -> None:
         """Wait until everything handed over so far is durable or known to have failed.
 
         What failed is recorded as a gap now, if the store takes entries again.
+
+        Raises:
+            AppendFailed: under the strict policy, entries were lost.
         """
         self._writer.flush()
         if self._losses:
-            self._hand_over([])
+            with self._lock:
+                self._tell_losses()
             self._writer.flush()
+        self._losses.settle()
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise error
 
-    def note_loss(self, ticket: Ticket[Pending]) -> None:
+    def end(self) -> None:
+        """The writer has stopped: let go of what counts its entries."""
+        self._losses.close()
+
+    def begin_anew(self, writer: Writer[Batch]) -> None:
+        """In a forked child: be a writer of its own; what the parent holds is the parent's."""
+        self._lock = threading.Lock()
+        self._writer = writer
+        self.writer_id, self._next_seq = secrets.token_hex(16), 0
+        self._losses = self._losses.of_child()
+        self._failure = None
+        self._tree = None
+
+    def note_loss(self, ticket: BatchTicket) -> None:
         """Remember what could not be stored; the next record begins with a `gap` event."""
-        first, last = ticket.items[0].seq, ticket.items[-1].seq
-        fields = {"of_writer": self.writer_id, "first_seq": first, "last_seq": last}
+        batch = ticket.items
+        if batch.is_foreign:  # its writer has been told, and sends again
+            return
         reason = ticket.error.message if ticket.error else "unknown"
         # gap events among the lost are not recorded either: what they told is still to be told
-        gaps = [json.loads(item.data) for item in ticket.items if item.kind == "gap"]
-        earlier = [{name: gap[name] for name in KINDS["gap"].public} for gap in gaps]
-        self._losses.add([*earlier, fields | {"count": last - first + 1, "reason": reason}])
+        drafts = batch.drafts if isinstance(batch.drafts, list) else ()
+        gaps = [json.loads(f"{{{x.public[1:]}}}") for x in drafts if x.kind == "gap"]
+        self._losses.add([*gaps, self._loss(batch.first_seq, len(batch), reason)])
+        if self._policy.is_strict:
+            self._failure = ticket.error
 
-    # --- assign: the writer thread, inside its transaction ---------------------------
+    def _loss(self, first_seq: int, count: int, reason: str) -> dict[str, Any]:
+        fields = {"of_writer": self.writer_id, "first_seq": first_seq}
+        return fields | {"last_seq": first_seq + count - 1, "count": count, "reason": reason}
 
-    def assign(
-        self, connection: Connection, tickets: Sequence[Ticket[Pending]], *, retry: bool
-    ) -> None:
-        """Give indices to the tickets' entries and store them with their tree."""
-        size = self._size(connection, lock=True)
-        known = self._known(connection, tickets) if retry else {}
-        if self._closed(connection):
-            tickets = [ticket for ticket in tickets if self._is_stored(ticket, known)]
-        self._tree = self._grown(connection, size)
-        rows: list[dict[str, Any]] = []
-        vault: list[dict[str, Any]] = []
-        for ticket in tickets:
-            indices = []
-            for item in ticket.items:
-                index = known.get(item.seq, size + len(rows))
-                indices.append(index)
-                if item.seq in known:
-                    continue
-                rows.append(self._row(item, index))
-                if item.sealed:
-                    vault.append(self._vault_row(item.sealed, index))
-            ticket.indices = indices
-        if rows:
-            self._insert(connection, rows, vault)
-
-    def _grown(self, connection: Connection, size: int) -> GrowingTree:
-        """Return the tree of all `size` entries, among them what other processes appended."""
-        tree = self._tree
-        if tree is None or not 0 <= size - tree.size <= _CATCH_UP_LEAVES_MAX:
-            return GrowingTree.restore(size, self._reader(connection))
-        if tree.size == size:
-            return tree
-        leaves = self._leaves(connection, tree.size, size - tree.size)
-        tree.append(leaves[i : i + HASH_BYTES] for i in range(0, len(leaves), HASH_BYTES))
-        return tree
-
-    def _is_stored(self, ticket: Ticket[Pending], known: dict[int, int]) -> bool:
-        """Refuse a ticket that came after the run was closed, unless it is stored already."""
-        if all(item.seq in known for item in ticket.items):
-            return True
-        ticket.error = self._refusal()
-        return False
-
-    def _refusal(self) -> RunClosed:
-        return RunClosed(
-            f"the run {self.run_id} is closed", next_step="open a run with another name"
+    def _stored_count(self, writer_id: str) -> int:
+        """Return how many sequence numbers of a writer are known to be stored or told lost."""
+        query = select(func.max(_ENTRIES.c.seq)).where(
+            _ENTRIES.c.log_number == self.number, _ENTRIES.c.writer_id == writer_id
         )
+        with self._engine.connect() as connection:
+            newest = connection.scalar(query)
+        return 0 if newest is None else int(newest) + 1
 
-    def _insert(
-        self, connection: Connection, rows: list[dict[str, Any]], vault: list[dict[str, Any]]
-    ) -> None:
-        tree = self._tree
-        if tree is None:  # assign has just restored it
-            raise RuntimeError("the tree is not loaded")
-        full = tree.append(row["leaf_hash"] for row in rows)
-        insert_rows(connection, _ENTRIES, rows)
-        if vault:
-            insert_rows(connection, _VAULT, vault)
-        if full:
-            tiles = [
-                {
-                    "log_number": self.number,
-                    "level": tile.level,
-                    "tile_index": tile.tile_index,
-                    "hashes": tile.hashes,
-                    "inner_nodes": tile.inner_nodes,
-                }
-                for tile in full
-            ]
-            insert_rows(connection, _TILES, tiles)
-        connection.execute(
-            update(_LOGS).where(_LOGS.c.number == self.number).values(size=tree.size)
-        )
-
-    def _row(self, item: Pending, index: int) -> dict[str, Any]:
-        return {
-            "log_number": self.number,
-            "leaf_index": index,
-            "writer_id": self.writer_id,
-            "seq": item.seq,
-            "kind": item.kind,
-            "data": item.data,
-            "leaf_hash": leaf_hash(item.data),
-        }
-
-    def _vault_row(self, sealed: Sealed, index: int) -> dict[str, Any]:
-        return {
-            "log_number": self.number,
-            "leaf_index": index,
-            "subject": sealed.subject,
-            "ciphertext": sealed.ciphertext,
-        }
-
-    def _known(self, connection: Connection, tickets: Sequence[Ticket[Pending]]) -> dict[int, int]:
-        """Return seq to leaf index of entries that an attempt of unknown outcome did store."""
-        seqs = [item.seq for ticket in tickets for item in ticket.items]
-        rows = connection.execute(
-            select(_ENTRIES.c.seq, _ENTRIES.c.leaf_index).where(
-                _ENTRIES.c.log_number == self.number,
-                _ENTRIES.c.writer_id == self.writer_id,
-                _ENTRIES.c.seq.between(min(seqs), max(seqs)),
-            )
-        )
-        return {row.seq: row.leaf_index for row in rows}
-
-    def forget_tree(self) -> None:
-        """Drop the tree in memory; the next append reads it from the store."""
-        self._tree = None
+    def _told_gaps(self) -> list[dict[str, Any]]:
+        return [entry.event for entry in self.entries(kind="gap")]
 
     # --- the end, and the registry's own entries -------------------------------------------
 
@@ -274,29 +274,61 @@ class Log(SigningLog):
             return
         if not self.closed:
             self.flush()
-            transact(self._engine, self._sign_and_close)
+            self.require_publishable()
+            registry = self._registry
+            registry.require_writable()
+            transact(self._engine, lambda connection: self._sign_and_close(connection, registry))
             self._known_closed = True
+            self._signed()
         signed = self.published()
         if signed is None:  # signed before the flag was set, in the same transaction
             raise Forked(f"{self.origin} is closed, but has no signed tree head")
+        self._registry.announce(self._closing(signed.head))  # if an older version did only half
+
+    def _closing(self, head: TreeHead) -> Event:
         fields: dict[str, Any] = {"run": self.run_id, "origin": self.origin}
-        fields |= {"tree_size": signed.head.size, "root": signed.head.root.hex()}
-        self._registry.announce(Event("run.closed", fields))
+        return Event("run.closed", fields | {"tree_size": head.size, "root": head.root.hex()})
 
-    def _sign_and_close(self, connection: Connection) -> None:
-        """Set the flag in the head's own transaction: nothing comes between them."""
-        self._sign(connection)
+    def _sign_and_close(self, connection: Connection, registry: Log) -> None:
+        """Sign, set the flag and tell the registry log: nothing comes between them."""
+        registry._size(connection, lock=True)  # first, in the order of the writer's locks
+        signed = self._sign(connection)
         connection.execute(update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True))
+        if not registry._announces("run.closed", self.run_id):
+            registry.enter(connection, [self._closing(signed.head)])
 
-    def announce(self, event: Event) -> None:
+    def announce(self, event: Event, *, generation: int | None = None) -> None:
         """Enter an event in this registry log, unless it has one of this kind and run.
 
         Durable on return, and entered once however many processes try: asked and answered
         under the lock by which indices are given out. Each call is a writer of its own.
+
+        Args:
+            event: with a field `run`.
+            generation: of the operator's keys that the event supposes to be the newest.
+
+        Raises:
+            KeysChanged: it is not the newest any more; nothing was entered.
         """
         run_id = event.fields.get("run")
         if self._announces(event.kind, run_id):  # mostly so, and seen without a lock
             return
+        self.require_writable()
+
+        def work(connection: Connection) -> None:
+            self._size(connection, lock=True)
+            if generation is not None:
+                self._keys.ring.require_newest(connection, generation)
+            if not self._announces(event.kind, run_id):
+                self.enter(connection, [event])
+
+        transact(self._engine, work)
+
+    def enter(self, connection: Connection, events: Sequence[Event]) -> None:
+        """Append events in the caller's own transaction, in which this log's row is locked.
+
+        Each call is a writer of its own, so that nothing waits for the writer thread.
+        """
         writer = Log(
             self._engine,
             self._vault,
@@ -306,15 +338,12 @@ class Log(SigningLog):
             keys=self._keys,
             registry=None,
         )
-        ticket = Ticket(self.run_id, [writer._encode(event, 0, now_text())])
-
-        def work(connection: Connection) -> None:
-            self._size(connection, lock=True)
-            writer.forget_tree()  # an earlier attempt has grown it
-            if not self._announces(event.kind, run_id):
-                writer.assign(connection, [ticket], retry=False)
-
-        transact(self._engine, work)
+        batch = Batch(writer.writer_id, 0, now_text(), [draft(event) for event in events])
+        ticket = self._checked(batch)
+        writer.encode([ticket])
+        writer.assign(connection, [ticket], retry=False)
+        if ticket.error is not None:
+            raise ticket.error
 
     def _announces(self, kind: str, run_id: str | None) -> bool:
         return any(entry.event.get("run") == run_id for entry in self.entries(kind=kind))

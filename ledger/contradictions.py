@@ -5,9 +5,20 @@ Standard library only, since the auditor's command meets these findings too.
 
 from __future__ import annotations
 
+from typing import Final
+
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = ["Forked", "RolledBack"]
+__all__ = ["WAY_OUT_OF_FORK", "WAY_OUT_OF_ROLLBACK", "Forked", "RolledBack"]
+
+WAY_OUT_OF_ROLLBACK: Final = (
+    "append nothing; bring back what is missing from an export or mirror of this log: "
+    "rlhf-audit import SOURCE"
+)
+WAY_OUT_OF_FORK: Final = (
+    "keep this copy as evidence; go back to the newest sound backup, then bring back what was "
+    "published from an export or mirror: rlhf-audit import SOURCE"
+)
 
 
 class RolledBack(AuditTrailError):

@@ -11,9 +11,10 @@ section 3).
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from json import encoder as json_encoder
 from typing import Any, Final
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -22,11 +23,12 @@ __all__ = [
     "ENTRY_VERSION",
     "KINDS",
     "MAX_ENTRY_BYTES",
+    "RUN_KINDS",
     "EntryTooLarge",
     "Event",
     "InvalidEvent",
     "Kind",
-    "encode_entry",
+    "encode_text",
     "encode_value",
 ]
 
@@ -70,11 +72,9 @@ class Event:
     subject: str = ""
 
 
-# Made once: `json.dumps` with settings of its own builds an encoder at every call.
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _OPTIONAL_TEXT = (str, type(None))
 
-KINDS: Final[Mapping[str, Kind]] = {
+_LEDGER_KINDS: Final[Mapping[str, Kind]] = {
     # --- registry log -----------------------------------------------------------------
     "ledger.created": Kind("A ledger began.", {"organisation": str, "format": int}),
     "run.opened": Kind(
@@ -85,11 +85,60 @@ KINDS: Final[Mapping[str, Kind]] = {
         "A run's log ended at this size and root.",
         {"run": str, "origin": str, "tree_size": int, "root": str},
     ),
+    "log.restored": Kind(
+        "Entries were put back from a copy, which holds none of the values that they sealed.",
+        {"run": str, "from_size": int, "to_size": int, "source": str},
+    ),
+    "run.pruned": Kind(
+        "The bytes of a closed run's entries were moved to an archive; its tree stays here.",
+        {
+            "run": str,
+            "origin": str,
+            "tree_size": int,
+            "root": str,
+            "archive_digest": str,
+            "policy": dict,
+        },
+    ),
     "chain.registered": Kind(
         "Tree heads are anchored here from now on; a new publisher supersedes an old one.",
         {"chain_id": int, "contract": str, "publisher": str},
     ),
-    # --- run log ----------------------------------------------------------------------
+    "writer.granted": Kind(
+        "A token was made with which a named writer may append over HTTP; no run: to every run.",
+        {"writer": str, "run": _OPTIONAL_TEXT, "token_digest": str},
+    ),
+    "writer.revoked": Kind(
+        "A writer's token is refused from now on.",
+        {"writer": str, "run": _OPTIONAL_TEXT, "token_digest": str},
+    ),
+    # --- registry log and, about itself, the log concerned ------------------------------
+    "keys.rotated": Kind(
+        "Tree heads of this size and larger are signed by the new keys as well.",
+        {
+            "run": str,
+            "origin": str,
+            "generation": int,  # of the new keys
+            "old_keys": list,
+            "new_keys": list,
+            "from_size": int,
+        },
+    ),
+    "keys.retired": Kind(
+        "Tree heads of this size and larger are no longer signed by the old keys.",
+        {
+            "run": str,
+            "origin": str,
+            "generation": int,  # of the old keys
+            "old_keys": list,
+            "from_size": int,
+            "tree_head": str,  # signed by both, and holding the log's own keys.rotated
+        },
+    ),
+}
+
+# What a training process records; a writer token allows these and no others.
+RUN_KINDS: Final[Mapping[str, Kind]] = {
     "run.started": Kind("Training began.", {"name": str, "model_name": str, "source": str}),
     "run.resumed": Kind(
         "A new process goes on with the run; what the old one did not commit is not here.",
@@ -160,128 +209,67 @@ KINDS: Final[Mapping[str, Kind]] = {
     "run.finished": Kind("Training ended: completed or failed.", {"outcome": str, "error": str}),
 }
 
+KINDS: Final[Mapping[str, Kind]] = {**_LEDGER_KINDS, **RUN_KINDS}
 
-def encode_value(value: Any) -> bytes:
-    """Encode a sealed value as the bytes its commitment is made over: compact UTF-8 JSON.
+
+_MAKE_ENCODER: Any = getattr(json_encoder, "c_make_encoder", None)  # CPython has it
+
+
+class _Encoder(threading.local):
+    """A JSON encoder for each thread, made once: `json.dumps` builds one at every call.
+
+    Not shared between threads: it keeps the containers it is in, to see one inside itself.
+    """
+
+    def __init__(self) -> None:
+        spelled = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        self.encode: Callable[[Any], str] = spelled.encode
+        if _MAKE_ENCODER is not None:
+            self._inside: dict[int, Any] = {}
+            self._chunks = _MAKE_ENCODER(
+                self._inside, spelled.default, json_encoder.encode_basestring, None, ":", ",",
+                False, False, False,  # noqa: FBT003 - sort keys, skip keys, allow NaN: the C function's order
+            )  # fmt: skip
+            self.encode = self._encode
+
+    def _encode(self, value: Any) -> str:
+        try:
+            return "".join(self._chunks(value, 0))
+        except BaseException:
+            self._inside.clear()
+            raise
+
+
+_ENCODER: Final = _Encoder()
+
+
+def encode_text(value: Any) -> str:
+    """Encode a value as compact JSON text.
 
     Raises:
         InvalidEvent: the value holds NaN, infinity or a type that JSON has not.
     """
     try:
-        return _ENCODER.encode(value).encode()
-    except (TypeError, ValueError, UnicodeEncodeError) as error:
-        # the value itself stays out of the message: it may be personal
-        raise InvalidEvent(
-            f"a value of type {type(value).__name__} cannot be written as JSON",
-            next_step="pass finite numbers, text, lists and mappings",
-        ) from error
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError) as error:
+        raise _unwritable(value) from error
 
 
-def encode_entry(
-    event: Event,
-    *,
-    run_id: str,
-    writer_id: str,
-    seq: int,
-    recorded_at: str,
-    commitments: Mapping[str, str],
-) -> bytes:
-    """Write an event as the exact bytes of an entry.
-
-    Args:
-        event: checked against its kind.
-        run_id: the run's id, or `registry`.
-        writer_id: 32 hex digits, new for each process start.
-        seq: the writer's own count, from 0, without holes.
-        recorded_at: the writer's clock, `2026-11-20T10:15:00.123456Z`; a claim only.
-        commitments: sealed field name to commitment in hex.
+def encode_value(value: Any) -> bytes:
+    """Encode a sealed value as the bytes its commitment is made over: compact UTF-8 JSON.
 
     Raises:
-        InvalidEvent: unknown kind, a field missing, surplus or of the wrong type.
-        EntryTooLarge: more than 65,535 bytes.
+        InvalidEvent: as `encode_text`, or text that UTF-8 has not.
     """
-    public = _public(event)
-    if commitments.keys() != event.sealed.keys():
-        raise InvalidEvent(f"{event.kind}: every sealed field needs exactly one commitment")
-    record: dict[str, Any] = {
-        "v": ENTRY_VERSION,
-        "kind": event.kind,
-        "run_id": run_id,
-        "writer_id": writer_id,
-        "seq": seq,
-        "recorded_at": recorded_at,
-        **public,
-    }
-    if commitments:
-        order = KINDS[event.kind].sealed
-        record["c"] = {name: commitments[name] for name in order if name in commitments}
-    data = encode_value(record)
-    if len(data) > MAX_ENTRY_BYTES:
-        raise EntryTooLarge(
-            f"an entry of kind {event.kind} would be {len(data):,} bytes; "
-            f"{MAX_ENTRY_BYTES:,} is the most",
-            next_step="move the large value to a sealed field or a blob, and refer to its digest",
-        )
-    return data
+    try:
+        return encode_text(value).encode()
+    except UnicodeEncodeError as error:
+        raise _unwritable(value) from error
 
 
-@dataclass(frozen=True)
-class _Field:
-    """A public field's rule, prepared once: this is looked up for every event."""
-
-    name: str
-    is_optional: bool
-    types: tuple[type, ...]
-
-
-def _prepare(kind: Kind) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(
-            name.removesuffix("?"),
-            name.endswith("?"),
-            wanted if isinstance(wanted, tuple) else (wanted,),
-        )
-        for name, wanted in kind.public.items()
+def _unwritable(value: Any) -> InvalidEvent:
+    # the value itself stays out of the message: it may be personal
+    return InvalidEvent(
+        f"a value of type {type(value).__name__} cannot be written as JSON",
+        next_step="pass finite numbers, text, lists and mappings",
     )
-
-
-_FIELDS: Final = {name: _prepare(kind) for name, kind in KINDS.items()}
-
-
-def _public(event: Event) -> dict[str, Any]:
-    """Return the public fields in the kind's order, or say which one does not fit.
-
-    Values are never quoted in a message.
-    """
-    rules = _FIELDS.get(event.kind)
-    if rules is None:
-        raise InvalidEvent(f"unknown kind of event {event.kind!r}", next_step="see events.KINDS")
-    found: dict[str, Any] = {}
-    for rule in rules:
-        if rule.name in event.fields:
-            value = found[rule.name] = event.fields[rule.name]
-            if type(value) not in rule.types or type(value) is float:
-                _check_value(event.kind, rule, value)
-        elif not rule.is_optional:
-            raise InvalidEvent(f"{event.kind} needs the field {rule.name}")
-    surplus = (event.fields.keys() - found.keys()) | (
-        event.sealed.keys() - set(KINDS[event.kind].sealed)
-    )
-    if surplus:
-        raise InvalidEvent(f"{event.kind} has no field {', '.join(sorted(map(str, surplus)))}")
-    return found
-
-
-def _check_value(kind: str, rule: _Field, value: Any) -> None:
-    # bool passes isinstance(int) in Python, and would read as a number elsewhere
-    fits = isinstance(value, rule.types) and not (
-        isinstance(value, bool) and bool not in rule.types
-    )
-    if not fits:
-        names = " or ".join(item.__name__ for item in rule.types)
-        raise InvalidEvent(f"{kind}.{rule.name} must be {names}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidEvent(
-            f"{kind}.{rule.name} is not a finite number",
-            next_step="write it as the text NaN, Infinity or -Infinity in a sealed field",
-        )

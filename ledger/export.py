@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlhf_audit_trail.ledger.mirror import Mirror, Synced
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
 from rlhf_audit_trail.ledger.reading import NotPublished, StoredLog
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, encode_entry_tile, tile_path, tile_widths
 
-__all__ = ["ExportTargetTaken", "export_log", "static_files"]
+__all__ = ["ExportTargetTaken", "export_log", "static_files", "update_export"]
 
 
 class ExportTargetTaken(AuditTrailError):
@@ -30,11 +32,7 @@ def static_files(log: StoredLog) -> Iterator[tuple[str, bytes]]:
     Raises:
         NotPublished: nothing was signed yet.
     """
-    signed = log.published()
-    if signed is None or signed.head.size == 0:
-        raise NotPublished(
-            f"{log.origin} has no signed tree head", next_step="sign one: rlhf-audit anchor"
-        )
+    signed = _newest(log)
     size, level = signed.head.size, 0
     while size >> (8 * level):
         for index, width in _tiles(level, size):
@@ -44,8 +42,17 @@ def static_files(log: StoredLog) -> Iterator[tuple[str, bytes]]:
         first = index * TILE_WIDTH
         entries = (entry.data for entry in log.entries(first, first + width))
         yield tile_path("entries", index, width), encode_entry_tile(entries)
-    yield "vkey", "".join(f"{key}\n" for key in log.verifier_keys).encode()
+    yield "vkey", "".join(f"{key}\n" for key in signed.signed_by).encode()
     yield "checkpoint", (log.served_note(size) or str(signed.note)).encode()
+
+
+def _newest(log: StoredLog) -> SignedTreeHead:
+    signed = log.published()
+    if signed is None or signed.head.size == 0:
+        raise NotPublished(
+            f"{log.origin} has no signed tree head", next_step="sign one: rlhf-audit anchor"
+        )
+    return signed
 
 
 def _tiles(level: int, size: int) -> Iterator[tuple[int, int]]:
@@ -83,3 +90,36 @@ def export_log(log: StoredLog, target: Path) -> tuple[int, int]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return count, size_bytes
+
+
+def update_export(log: StoredLog, target: Path) -> Synced:
+    """Bring an export of an earlier state to the newest signed tree head; a new one is made.
+
+    Only what is new is written, durably, tiles first and the tree head last; all of it is
+    checked against the signed root on the way. Killed anywhere, the directory stays sound.
+
+    Raises:
+        NotPublished: nothing was signed yet.
+        Contradiction: the export is of another history than the store, or the store is damaged.
+        DirectoryTaken, DirectoryInUse, MirrorDamaged: the directory cannot be written to.
+    """
+    signed = _newest(log)
+    return Mirror(_Published(log, signed), target, signed.signed_by).sync()
+
+
+class _Published:
+    """A stored log as its readers see it, at one signed tree head."""
+
+    def __init__(self, log: StoredLog, signed: SignedTreeHead) -> None:
+        self._log = log
+        self._signed = signed
+
+    def tree_head(self) -> str:
+        return self._log.served_note(self._signed.head.size) or str(self._signed.note)
+
+    def hash_tile(self, level: int, tile_index: int, width: int) -> bytes:
+        return self._log.hash_tile(level, tile_index, width)
+
+    def entries(self, tile_index: int, width: int) -> tuple[bytes, ...]:
+        first = tile_index * TILE_WIDTH
+        return tuple(entry.data for entry in self._log.entries(first, first + width))

@@ -1,9 +1,12 @@
-"""The operator's one secret, and the keys of every log derived from it.
+"""The operator's secrets, and the keys of every log derived from them.
 
 Each log signs with its own Ed25519 and ML-DSA-44 key. Seeds come from one 32-byte
 secret by HKDF-SHA256, so that the operator guards one file however many runs there are.
 What a thief of that file gains: he can sign tree heads of every log, and open the vault's
 index; he cannot rewrite what was anchored.
+
+Rotating the keys adds a file: `operator.key` is the first generation, `operator-2.key` the
+second. No file is ever replaced: the vault's index stays keyed by the first.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,17 +25,32 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from rlhf_audit_trail.ledger.files import sync_directory
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.note import Algorithm, Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import TreeHead, mldsa_message
 
-__all__ = ["SECRET_BYTES", "BadKeyFile", "LogKeys", "derive", "read_secret", "write_secret"]
+__all__ = [
+    "SECRET_BYTES",
+    "BadKeyFile",
+    "KeyMissing",
+    "LogKeys",
+    "OperatorSecrets",
+    "derive",
+    "read_secret",
+    "sign_jointly",
+    "write_secret",
+]
 
 SECRET_BYTES: Final = 32
 
 
 class BadKeyFile(AuditTrailError):
     """The operator's key file is missing, readable by others, or not a key."""
+
+
+class KeyMissing(BadKeyFile):
+    """The keys were rotated, and this machine does not have the new secret."""
 
 
 def derive(secret: bytes, purpose: bytes, context: str) -> bytes:
@@ -42,20 +62,26 @@ def derive(secret: bytes, purpose: bytes, context: str) -> bytes:
 def write_secret(path: Path) -> bytes:
     """Make a new operator secret and write it, readable by its owner only.
 
+    The file is there whole or not at all.
+
     Raises:
         BadKeyFile: a file of that name exists; it is never overwritten.
     """
     secret = secrets.token_bytes(SECRET_BYTES)
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secret.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)  # a rename would replace what is there
     except FileExistsError as error:
         raise BadKeyFile(
             f"{path} exists and is not overwritten", next_step="move it away, or use that ledger"
         ) from error
-    with os.fdopen(handle, "w") as file:
-        file.write(secret.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    sync_directory(path.parent)
     return secret
 
 
@@ -81,6 +107,49 @@ def read_secret(path: Path) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise BadKeyFile(f"{path} is not a key of {SECRET_BYTES} bytes in hex")
     return secret
+
+
+class OperatorSecrets:
+    """The secrets of all generations, a file each; safe to share between threads."""
+
+    def __init__(self, first_path: Path) -> None:
+        """Read the first generation's file; raises BadKeyFile if that cannot be done."""
+        self._first_path = first_path
+        self._read = {1: read_secret(first_path)}
+
+    @property
+    def first(self) -> bytes:
+        """The first generation's secret, with which the vault's index is keyed for ever."""
+        return self._read[1]
+
+    def path(self, generation: int) -> Path:
+        """Return the file of a generation: `operator.key`, `operator-2.key` and so on."""
+        first = self._first_path
+        return first if generation == 1 else first.with_stem(f"{first.stem}-{generation}")
+
+    def of(self, generation: int) -> bytes:
+        """Return the secret of a generation.
+
+        Raises:
+            KeyMissing: the file is not on this machine.
+            BadKeyFile: it is not usable.
+        """
+        if generation not in self._read:
+            path = self.path(generation)
+            if not path.exists():
+                raise KeyMissing(
+                    f"the keys were rotated, and {path} is not on this machine",
+                    next_step="copy it from the machine that rotated them, with mode 600",
+                )
+            self._read[generation] = read_secret(path)
+        return self._read[generation]
+
+    def prepare(self, generation: int) -> bytes:
+        """Return the secret of a generation to come; made unless an earlier attempt has."""
+        path = self.path(generation)
+        if not path.exists():
+            write_secret(path)
+        return self.of(generation)
 
 
 @dataclass(frozen=True)
@@ -113,21 +182,30 @@ class LogKeys:
         )
 
     def sign(self, head: TreeHead, *, time_s: int) -> str:
-        """Sign a tree head; return the note as it is stored and served.
+        """Sign a tree head with both keys; return the note. See `sign_jointly`."""
+        return sign_jointly((self,), head, time_s=time_s)
 
-        `time_s` is POSIX seconds, covered by the ML-DSA signature. ML-DSA draws fresh
-        randomness, so signing twice gives two notes: keep the first one.
-        """
+    def lines(self, head: TreeHead, *, time_s: int) -> tuple[SignatureLine, SignatureLine]:
+        """Return the signature lines of both keys, Ed25519 first."""
         ed25519, mldsa = self.verifier_keys
         message = mldsa_message(mldsa.name, time_s, head)
         timed = struct.pack(">Q", time_s) + self._mldsa.sign(message)
-        lines = (
+        return (
             SignatureLine(self.origin, ed25519.key_id, self._ed25519.sign(head.text.encode())),
             SignatureLine(self.origin, mldsa.key_id, timed),
         )
-        return str(Note(head.text, lines))
 
     def sign_receipt(self, message: bytes, algorithm: Algorithm) -> bytes:
         """Sign the Sig_structure of a COSE receipt, which no tree head's message can equal."""
         key = self._ed25519 if algorithm is Algorithm.ED25519 else self._mldsa
         return key.sign(message)
+
+
+def sign_jointly(keys: Sequence[LogKeys], head: TreeHead, *, time_s: int) -> str:
+    """Sign a tree head with one or more generations of keys; return the note as it is stored.
+
+    `time_s` is POSIX seconds, covered by the ML-DSA signatures. ML-DSA draws fresh
+    randomness, so signing twice gives two notes: keep the first one.
+    """
+    lines = (line for item in keys for line in item.lines(head, time_s=time_s))
+    return str(Note(head.text, tuple(lines)))

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,11 +16,15 @@ from sqlalchemy import Connection, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from rlhf_audit_trail.ledger.appending import Log, Pending, RunClosed, now_text
+from rlhf_audit_trail.ledger.appending import Log, LossPolicy, RunClosed, now_text
+from rlhf_audit_trail.ledger.batches import Batch
 from rlhf_audit_trail.ledger.blobs import BlobStore
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.files import write_whole
-from rlhf_audit_trail.ledger.keys import LogKeys, read_secret, write_secret
+from rlhf_audit_trail.ledger.forks import finish_at_exit, survive_forks
+from rlhf_audit_trail.ledger.guard import Peer
+from rlhf_audit_trail.ledger.keyring import KeyRing, KeysChanged
+from rlhf_audit_trail.ledger.keys import OperatorSecrets, write_secret
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.reading import (
     EntryMissing,
@@ -29,22 +34,31 @@ from rlhf_audit_trail.ledger.reading import (
     StoredEntry,
 )
 from rlhf_audit_trail.ledger.settings import (
+    LEDGER_TABLES,
+    STRICT,
     ChainSettings,
+    GuardSettings,
     LedgerSettings,
     SettingsError,
+    WitnessSettings,
     read_tables,
 )
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import (
+    go_on,
+    hold_still,
     insert_missing,
     keys_engine,
+    leave_connections,
     ledger_engine,
     renew,
     transact,
 )
 from rlhf_audit_trail.ledger.store.errors import StoreError
+from rlhf_audit_trail.ledger.succession import REGISTRY, KeyHistory
 from rlhf_audit_trail.ledger.vault import Vault
-from rlhf_audit_trail.ledger.writer import Receipt, Ticket, Writer, WriterClosed
+from rlhf_audit_trail.ledger.watch import Watch
+from rlhf_audit_trail.ledger.writer import AppendFailed, Receipt, Ticket, Writer, WriterClosed
 
 __all__ = [
     "GENERATED_KEY",
@@ -67,10 +81,10 @@ __all__ = [
 ]
 
 SETTINGS_FILE: Final = "rlhf-audit.toml"
-REGISTRY: Final = "registry"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ORGANISATION: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}(:[0-9]{1,5})?")
 GENERATED_KEY: Final = "operator.key"
+_ANNOUNCEMENTS_MAX: Final = 4
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _LEDGER = models.LedgerRow.__table__  # type: ignore[attr-defined]
@@ -98,27 +112,48 @@ class Ledger:
     Safe to share between threads; several processes may open the same directory.
     """
 
-    def __init__(self, directory: Path, settings: LedgerSettings, chain: ChainSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: LedgerSettings,
+        chain: ChainSettings,
+        *,
+        witnesses: WitnessSettings | None = None,
+        guard: GuardSettings | None = None,
+    ) -> None:
         """Use `open` or `create` instead."""
         self.directory = directory
         self.settings = settings
         self.chain = chain
-        self.secret = read_secret(directory / GENERATED_KEY)
+        secrets = OperatorSecrets(directory / GENERATED_KEY)
+        self.key_ring = KeyRing(secrets, settings.organisation)
+        self.secret = secrets.first
         if settings.database == settings.keys_database:
             raise SettingsError(
                 "`database` and `keys_database` are one and the same",
                 next_step="keep the subjects' secrets apart, in a database with its own backups",
             )
+        self.watch = Watch(
+            directory,
+            chain=chain,
+            witnesses=witnesses or WitnessSettings(),
+            guard=guard or GuardSettings(),
+        )
         self.engine = ledger_engine(resolve(settings.database, directory))
         self._keys_engine = keys_engine(resolve(settings.keys_database, directory))
         self.vault = Vault(self._keys_engine, self.secret)
         self.blobs = BlobStore(self.engine, directory / "blobs")
         self._logs: dict[str, Log] = {}
         self._lock = threading.RLock()
-        self._writer: Writer[Pending] = Writer(self._commit, self._lost)
+        self._policy = LossPolicy(settings.on_loss == STRICT, settings.queue_wait_ms / 1000)
+        self._writer: Writer[Batch] = self._make_writer()
+        survive_forks(self)
         try:
+            self.watch.begin(self.engine, self.find)
             self.registry = self._log(REGISTRY)
+            self._complete(self.registry, is_reading=True)
             self._require_own_key()
+            self.watch.resume()
         except BaseException:
             self.close()
             raise
@@ -192,8 +227,7 @@ class Ledger:
 
     @classmethod
     def _read(cls, path: Path, *, must_exist: bool = False) -> Ledger:
-        tables: dict[str, type[Any]] = {"ledger": LedgerSettings, "chain": ChainSettings}
-        found = read_tables(path / SETTINGS_FILE, tables)
+        found = read_tables(path / SETTINGS_FILE, LEDGER_TABLES)
         settings: LedgerSettings = found["ledger"]
         if _ORGANISATION.fullmatch(settings.organisation) is None:
             raise InvalidName(
@@ -208,23 +242,34 @@ class Ledger:
                     f"the database {missing} is missing",
                     next_step="restore it from a backup; a new one would hide what was lost",
                 )
-        return cls(path, settings, found["chain"])
+        return cls(
+            path, settings, found["chain"], witnesses=found["witnesses"], guard=found["guard"]
+        )
 
     def open_run(self, run_id: str) -> Log:
         """Return the log of a run, making it on first use.
 
         A new run's origin and keys are entered in the registry log first, so that hiding
-        the run later is visible.
+        the run later is visible. Peers are asked first whether this store is the newest copy.
 
         Raises:
             InvalidName: characters that an origin cannot have.
+            RolledBack, Forked: a peer can prove that it is not; `find` still reads it.
         """
         if _RUN_ID.fullmatch(run_id) is None or run_id == REGISTRY:
             raise InvalidName(
                 f"{run_id!r:.120} cannot name a run",
                 next_step="use up to 100 letters, digits, dots, dashes and underscores",
             )
-        return self._log(run_id)
+        log = self._log(run_id)
+        log.require_writable()
+        self._complete(log)
+        return log
+
+    def add_peer(self, peer: Peer) -> None:
+        """Have one more peer asked whether this store is the newest copy."""
+        with self._lock:
+            self.watch.add_peer(peer, self._logs.values())
 
     def runs(self) -> list[str]:
         """Return the ids of all runs, oldest first."""
@@ -243,18 +288,66 @@ class Ledger:
             raise LedgerMissing(
                 f"this ledger has no run {run_id!r:.120}", next_step=f"known runs: {known}"
             )
-        return self._log(run_id)
+        is_first = run_id not in self._logs
+        log = self._log(run_id)
+        if is_first:
+            self._complete(log, is_reading=True)
+        return log
 
     def close(self) -> None:
-        """Make everything durable and let go of the databases; closing again does nothing."""
-        try:
-            for log in self._logs.values():
+        """Make everything durable and let go of the databases; closing again does nothing.
+
+        Raises:
+            AppendFailed: under the strict policy, entries were lost; all else is done.
+        """
+        failure: AppendFailed | None = None
+        for log in list(self._logs.values()):  # the collector may open another meanwhile
+            try:
                 log.flush()
-        except WriterClosed:
-            return
+            except AppendFailed as error:
+                failure = error
+            except WriterClosed:
+                return
+        self.watch.close()
         self._writer.close()
+        for log in self._logs.values():
+            log.end()
         self.engine.dispose()
         self._keys_engine.dispose()
+        if failure is not None:
+            raise failure
+
+    def _make_writer(self) -> Writer[Batch]:
+        return Writer(
+            self._commit,
+            self._lost,
+            prepare=lambda ticket: self._logs[ticket.log].encode([ticket]),
+            is_light=lambda batch: batch.is_light,
+            # see to it that the last entry is stored, too
+            started=lambda: finish_at_exit(self),
+        )
+
+    def hold_still(self) -> None:
+        """Return when no thread uses the databases, and keep other threads from them."""
+        for engine in (self.engine, self._keys_engine):
+            hold_still(engine)
+
+    def go_on(self) -> None:
+        """Let other threads use the databases again."""
+        for engine in (self.engine, self._keys_engine):
+            go_on(engine)
+
+    def begin_anew(self) -> None:
+        """In a forked child: nothing of the parent's is used, neither threads nor connections."""
+        self._lock = threading.RLock()
+        self._writer = self._make_writer()
+        for engine in (self.engine, self._keys_engine):
+            leave_connections(engine)
+        self.vault.begin_anew()
+        self.watch.begin_anew()
+        for log in self._logs.values():
+            log.begin_anew(self._writer)
+            self.watch.over(log, log.run_id)
 
     def __enter__(self) -> Self:
         return self
@@ -266,27 +359,40 @@ class Ledger:
         with self._lock:
             if run_id not in self._logs:
                 origin = f"{self.settings.organisation}/rlhf/{run_id}"
-                number, is_new = self._log_row(run_id, origin)
+                number = self._log_row(run_id, origin)
                 log = Log(
                     self.engine,
                     self.vault,
                     self._writer,
                     number=number,
                     run_id=run_id,
-                    keys=LogKeys.derive(self.secret, origin),
+                    keys=self.key_ring.of(run_id),
                     registry=None if run_id == REGISTRY else self.registry,
+                    policy=self._policy,
+                    counters=self.directory / "writers",
                 )
-                self._write_keys(log)
+                log.keys_now()
+                if log.size:  # else its keys are settled when it is announced
+                    self.write_key_file(log.run_id, log.key_history)
                 log.recover()
+                self.watch.over(log, run_id)
                 self._logs[run_id] = log
-                if is_new:
+            return self._logs[run_id]
+
+    def _complete(self, log: Log, *, is_reading: bool = False) -> None:
+        """Enter in the registry log what a crash left out of it: a run's beginning or end."""
+        try:
+            with self._lock:
+                if log.size == 0:
                     self._announce(log)
                 if log.closed:  # perhaps only half: the registry log must know, too
                     log.close()
-            return self._logs[run_id]
+        except (RolledBack, Forked):
+            if not is_reading or self.registry.alarm is None:  # which still lets it be read
+                raise
 
-    def _log_row(self, run_id: str, origin: str) -> tuple[int, bool]:
-        """Return the number of a log's row, made where it is missing, and whether it is empty."""
+    def _log_row(self, run_id: str, origin: str) -> int:
+        """Return the number of a log's row, made where it is missing."""
         query = select(_LOGS).where(_LOGS.c.run_id == run_id)
         with self.engine.connect() as connection:
             row = connection.execute(query).first()
@@ -299,7 +405,7 @@ class Ledger:
                 f"the database belongs to another ledger: its log is {row.origin}, ours {origin}",
                 next_step="correct `organisation` or `database` in rlhf-audit.toml",
             )
-        return int(row.number), row.size == 0
+        return int(row.number)
 
     def _make_row(self, connection: Connection, run_id: str, origin: str) -> Any:
         made = {"run_id": run_id, "origin": origin, "size": 0, "closed": False}
@@ -313,21 +419,31 @@ class Ledger:
         if log.run_id == REGISTRY:
             fields: dict[str, Any] = {"organisation": self.settings.organisation, "format": 1}
             log.announce(Event("ledger.created", fields))
+            self.write_key_file(log.run_id, log.key_history)
             return
-        keys = [str(key) for key in log.verifier_keys]
-        fields = {"run": log.run_id, "origin": log.origin, "log_keys": keys}
-        self.registry.announce(Event("run.opened", fields))
+        for _ in range(_ANNOUNCEMENTS_MAX):
+            with self.engine.connect() as connection:
+                generation = self.key_ring.look(connection).generation
+                keys = [str(key) for key in self.key_ring.of(log.run_id).look(connection).now]
+            fields = {"run": log.run_id, "origin": log.origin, "log_keys": keys}
+            with suppress(KeysChanged):  # in between: then it begins with the newer keys
+                self.registry.announce(Event("run.opened", fields), generation=generation)
+                log.keys_now()
+                self.write_key_file(log.run_id, log.key_history)
+                return
+        raise KeysChanged("the keys are being rotated again and again", next_step="try again")
 
     def _require_own_key(self) -> None:
-        """Refuse a database that another operator key signs: any announced run shows it."""
+        """Refuse a database that other operator keys sign: any announced run shows it."""
         first = next(self.registry.entries(kind="run.opened"), None)
-        if first is None:
-            return
-        origin, announced = str(first.event.get("origin")), first.event.get("log_keys")
-        keys = [str(key) for key in LogKeys.derive(self.secret, origin).verifier_keys]
-        if announced != keys:
+        with self.engine.connect() as connection:
+            self.key_ring.of(REGISTRY).signers(connection)  # that this machine has them
+            if first is None:
+                return
+            own = self.key_ring.of(str(first.event.get("run"))).look(connection)
+        if first.event.get("log_keys") != [str(key) for key in own.first]:
             raise WrongLedger(
-                f"the registry log announces other keys for {origin} than {GENERATED_KEY} gives",
+                f"the registry log has other keys for {own.origin} than {GENERATED_KEY} gives",
                 next_step=f"copy {GENERATED_KEY} from the machine that made the ledger",
             )
 
@@ -335,28 +451,34 @@ class Ledger:
         """Return the file with a log's public keys, the ones an auditor pins."""
         return self.directory / "keys" / f"{run_id}.vkey"
 
-    def _write_keys(self, log: Log) -> None:
-        path = self.key_file(log.run_id)
-        text = "".join(f"{key}\n" for key in log.verifier_keys)
-        if not path.is_file():
+    def write_key_file(self, run_id: str, history: KeyHistory) -> Path:
+        """Bring the file with a log's public keys to what signs its next tree head.
+
+        Raises:
+            WrongLedger: the file holds keys that the log never had.
+        """
+        path = self.key_file(run_id)
+        text = history.eras[-1].key_text
+        found = path.read_text("utf-8") if path.is_file() else None
+        if found is None or any(found == era.key_text for era in history.eras[:-1]):
             path.parent.mkdir(exist_ok=True)
             write_whole(path, text)
-        elif path.read_text("utf-8") != text:  # the file that auditors are told to pin
+        elif found != text:  # the file that auditors are told to pin
             raise WrongLedger(
                 f"{path} holds other keys than {GENERATED_KEY} gives",
                 next_step=f"restore {GENERATED_KEY} and the organisation the ledger was made with",
             )
+        return path
 
-    def _commit(self, tickets: Sequence[Ticket[Pending]], retry: bool) -> None:  # noqa: FBT001 - the writer's callback
+    def _commit(self, tickets: Sequence[Ticket[Batch]], retry: bool) -> None:  # noqa: FBT001 - the writer's callback
         """Make a group durable: indices, tree and rows in one transaction."""
-        by_log: dict[str, list[Ticket[Pending]]] = {}
+        by_log: dict[str, list[Ticket[Batch]]] = {}
         for ticket in tickets:
-            if ticket.items:
-                by_log.setdefault(ticket.log, []).append(ticket)
-        if not by_log:
-            return
+            by_log.setdefault(ticket.log, []).append(ticket)
         # always in the same order: two processes must not each wait for the other's next log
         logs = sorted((self._logs[run_id] for run_id in by_log), key=lambda log: log.number)
+        for log in logs:
+            log.encode(by_log[log.run_id])
         if retry:  # a failed commit leaves a connection in doubt: look through new ones
             renew(self.engine)
 
@@ -375,10 +497,9 @@ class Ledger:
                 log.forget_tree()
             raise
 
-    def _lost(self, tickets: Sequence[Ticket[Pending]]) -> None:
+    def _lost(self, tickets: Sequence[Ticket[Batch]]) -> None:
         for ticket in tickets:
-            if ticket.items:
-                self._logs[ticket.log].note_loss(ticket)
+            self._logs[ticket.log].note_loss(ticket)
 
 
 def _missing_file(url: str, directory: Path) -> str:

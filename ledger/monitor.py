@@ -34,7 +34,7 @@ from rlhf_audit_trail.ledger.tiles import (
 )
 from rlhf_audit_trail.ledger.tlog_policy import PolicyLog, TlogPolicy, check_policy
 
-__all__ = ["EVIDENCE_SCHEMA", "Contradiction", "Monitor", "Sighting"]
+__all__ = ["EVIDENCE_SCHEMA", "Contradiction", "Monitor", "Sighting", "evidence_of"]
 
 EVIDENCE_SCHEMA: Final = "rlhf-audit/monitor-evidence/v1"
 
@@ -116,11 +116,11 @@ class Monitor:
         except (MalformedBundle, PolicyUnmet):
             raise
         except ProofError as error:
-            raise Contradiction(error, self._evidence(error, note)) from error
+            raise Contradiction(error, evidence_of(error, note, self._note)) from error
         try:
             before = self._follow(signed.head)
         except ProofError as error:
-            raise Contradiction(error, self._evidence(error, note)) from error
+            raise Contradiction(error, evidence_of(error, note, self._note)) from error
         self._head, self._note = signed.head, note
         return Sighting(signed.head, note, signed.head.size - before, cosigned, unmet)
 
@@ -168,18 +168,20 @@ class Monitor:
             self._tree = tree
         return self._tree
 
-    def _evidence(self, error: ProofError, note: str) -> bytes:
-        record: dict[str, Any] = {
-            "schema": EVIDENCE_SCHEMA,
-            "found_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "finding": type(error).__name__,
-            "message": error.message,
-            "expected": error.expected,
-            "actual": error.actual,
-            "tree_head_seen_before": self._note or None,
-            "tree_head": note,
-        }
-        return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
+
+def evidence_of(finding: ProofError, note: str, note_before: str = "") -> bytes:
+    """Return JSON that a stranger can check: what was found, and the signed notes as served."""
+    record: dict[str, Any] = {
+        "schema": EVIDENCE_SCHEMA,
+        "found_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finding": type(finding).__name__,
+        "message": finding.message,
+        "expected": finding.expected,
+        "actual": finding.actual,
+        "tree_head_seen_before": note_before or None,
+        "tree_head": note,
+    }
+    return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _grow(tree: GrowingTree, log: PublicLog, head: TreeHead) -> None:

@@ -19,7 +19,8 @@ from rlhf_audit_trail.ledger.web import Unreachable, ask, parse_url
 __all__ = ["DirectoryLog", "NotServed", "PublicLog", "ServedLog", "Source", "open_source"]
 
 _LENGTH_BYTES: Final = 2
-_OK, _NOT_FOUND = 200, 404
+_OK = 200
+_ABSENT: Final = (404, 410)  # never there, or pruned
 
 
 class NotServed(AuditTrailError):
@@ -49,7 +50,7 @@ class ServedLog:
     def read(self, path: str, bytes_max: int) -> bytes | None:
         """Get one file."""
         answer = ask(f"{self._url}/{path}", timeout_s=self._timeout_s, answer_bytes_max=bytes_max)
-        if answer.status not in (_OK, _NOT_FOUND):
+        if answer.status != _OK and answer.status not in _ABSENT:
             raise Unreachable(f"{path}: the server answered with status {answer.status}")
         return answer.body if answer.status == _OK else None
 

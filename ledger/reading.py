@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, select
 
 from rlhf_audit_trail.ledger.contradictions import Forked, RolledBack
 from rlhf_audit_trail.ledger.proof.bundle import AnchoredHead, Bundle, BundledEntry, encode_bundle
 from rlhf_audit_trail.ledger.proof.commitment import Opening
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
-    HASH_BYTES,
     consistency_proof,
     inclusion_proof,
+    leaf_hash,
     root_from_nodes,
 )
 from rlhf_audit_trail.ledger.proof.note import Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.tiles import INNER_BYTES, TileReader
+from rlhf_audit_trail.ledger.stored_tree import StoredTree
+from rlhf_audit_trail.ledger.succession import KeyHistory
 from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Forked",
     "NotPublished",
     "NotSealed",
+    "Pruned",
     "RolledBack",
     "StoredEntry",
     "StoredLog",
@@ -50,6 +51,22 @@ _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
 
 class EntryMissing(AuditTrailError):
     """The log has no entry at this index."""
+
+
+class Pruned(AuditTrailError):
+    """The bytes of these entries were moved to an archive; their place in the tree stays.
+
+    Attributes:
+        archive: where they went, a directory of this machine.
+    """
+
+    def __init__(self, origin: str, archive: str) -> None:
+        super().__init__(
+            f"the entries of {origin} were pruned after the run was closed; "
+            "the registry log has the digest of the archive that holds them",
+            next_step=f"read them from {archive}, or put them back: rlhf-audit import {archive}",
+        )
+        self.archive = archive
 
 
 class NotPublished(AuditTrailError):
@@ -95,20 +112,48 @@ class AnchorView:
 class StoredLog:
     """One log as the store holds it; safe to share between threads."""
 
-    verifier_keys: tuple[VerifierKey, VerifierKey]
-    """The log's public keys, Ed25519 first."""
-
-    def __init__(self, engine: Engine, vault: Vault, number: int, origin: str) -> None:
-        """Read the log whose row has this `number`."""
+    def __init__(self, engine: Engine, vault: Vault, number: int, history: KeyHistory) -> None:
+        """Read the log whose row has this `number`, and whose keys are these."""
         self.number = number
-        self.origin = origin
+        self.origin = history.origin
+        self._history = history
         self._engine = engine
         self._vault = vault
+        self._stored_tree = StoredTree(engine, number, history.origin)
+        self._entry_at: Callable[[int], bytes] | None = None
+
+    @property
+    def key_history(self) -> KeyHistory:
+        """The log's public keys through all rotations, as they stood at the last look."""
+        return self._history
+
+    @property
+    def verifier_keys(self) -> tuple[VerifierKey, ...]:
+        """The public keys that sign the next tree head; see `keys_now`.
+
+        Ed25519, then ML-DSA-44; in the overlap of a rotation the old ones before the new.
+        """
+        return self._history.now
 
     @property
     def log_id(self) -> bytes:
-        """The 32 bytes that name this log on chain."""
-        return log_id(self.verifier_keys[0])
+        """The 32 bytes that name this log on chain: by its first key, whatever came after."""
+        return log_id(self._history.first[0])
+
+    def keys_now(self) -> tuple[VerifierKey, ...]:
+        """Look in the store which keys sign the next tree head."""
+        with self._engine.connect() as connection:
+            return self._look(connection).now
+
+    def keys_at(self, tree_size: int) -> tuple[VerifierKey, ...]:
+        """Look in the store which keys must have signed a tree head of this size."""
+        with self._engine.connect() as connection:
+            return self._look(connection).at(tree_size)
+
+    def _look(self, connection: Connection) -> KeyHistory:
+        """Return the log's keys as this transaction sees them."""
+        del connection  # read once, they are what they were
+        return self._history
 
     @property
     def size(self) -> int:
@@ -123,16 +168,52 @@ class StoredLog:
 
         Raises:
             EntryMissing: the log is shorter.
+            Pruned: its bytes are in an archive.
         """
         found = next(self.entries(leaf_index, leaf_index + 1), None)
         if found is None:
             raise EntryMissing(f"{self.origin} has no entry {leaf_index:,}")
         return found
 
+    def leaf_at(self, leaf_index: int) -> bytes:
+        """Return an entry's leaf hash, which stays when its bytes are pruned.
+
+        Raises:
+            Forked: the log is shorter, or the row is damaged.
+        """
+        with self._engine.connect() as connection:
+            return self._stored_tree.leaves(connection, leaf_index, 1)
+
+    @property
+    def archive(self) -> str:
+        """Where the bytes of pruned entries went; empty if none were."""
+        query = select(_LOGS.c.archive).where(_LOGS.c.number == self.number)
+        with self._engine.connect() as connection:
+            return str(connection.scalar(query) or "")
+
+    def read_pruned_from(self, entry_at: Callable[[int], bytes]) -> None:
+        """Have entries that were pruned read from an archive, by leaf index, and compared."""
+        self._entry_at = entry_at
+
+    def _archived(self, leaf_index: int) -> bytes:
+        if self._entry_at is None:
+            raise Pruned(self.origin, self.archive)
+        data = self._entry_at(leaf_index)
+        if leaf_hash(data) != self.leaf_at(leaf_index):
+            raise Forked(
+                f"{self.origin}: the archive's entry {leaf_index:,} is not the one that was pruned",
+                next_step="find another copy of the archive; the registry log has its digest",
+            )
+        return data
+
     def entries(
         self, start: int = 0, stop: int | None = None, *, kind: str = ""
     ) -> Iterator[StoredEntry]:
-        """Yield entries in index order, `start <= leaf_index < stop`, of one kind if given."""
+        """Yield entries in index order, `start <= leaf_index < stop`, of one kind if given.
+
+        Raises:
+            Pruned: the bytes of one of them are in an archive.
+        """
         columns = _ENTRIES.c
         query = select(columns.leaf_index, columns.writer_id, columns.seq, columns.data)
         query = query.where(columns.log_number == self.number).order_by(columns.leaf_index)
@@ -145,7 +226,8 @@ class StoredLog:
                 page = query.where(columns.leaf_index >= start).limit(_PAGE_ROWS)
                 rows = connection.execute(page).all()
             for row in rows:
-                yield StoredEntry(row.leaf_index, row.writer_id, row.seq, bytes(row.data))
+                data = bytes(row.data) or self._archived(row.leaf_index)
+                yield StoredEntry(row.leaf_index, row.writer_id, row.seq, data)
             if len(rows) < _PAGE_ROWS:
                 return
             start = rows[-1].leaf_index + 1
@@ -158,14 +240,19 @@ class StoredLog:
         """
         entry = self.read(leaf_index)
         with self._engine.connect() as connection:
-            row = connection.execute(
-                select(_VAULT).where(
-                    _VAULT.c.log_number == self.number, _VAULT.c.leaf_index == leaf_index
-                )
-            ).first()
+            return self._openings(connection, leaf_index, entry.writer_id, entry.seq)
+
+    def _openings(
+        self, connection: Connection, leaf_index: int, writer_id: str, seq: int
+    ) -> list[Opening]:
+        row = connection.execute(
+            select(_VAULT).where(
+                _VAULT.c.log_number == self.number, _VAULT.c.leaf_index == leaf_index
+            )
+        ).first()
         if row is None:
             return []
-        place = place_of(entry.writer_id, entry.seq)
+        place = place_of(writer_id, seq)
         return self._vault.unseal(bytes(row.subject), bytes(row.ciphertext), self.origin, place)
 
     def opened(self, leaf_index: int) -> dict[str, Any]:
@@ -176,18 +263,15 @@ class StoredLog:
 
     def root_at(self, tree_size: int) -> bytes:
         """Return the root of the first `tree_size` entries."""
-        with self._engine.connect() as connection:
-            return root_from_nodes(tree_size, self._reader(connection).node)
+        return root_from_nodes(tree_size, self._stored_tree.proving.node)
 
     def prove_inclusion(self, leaf_index: int, tree_size: int) -> tuple[bytes, ...]:
         """Return the inclusion proof; `0 <= leaf_index < tree_size <= size`."""
-        with self._engine.connect() as connection:
-            return inclusion_proof(leaf_index, tree_size, self._reader(connection).node)
+        return inclusion_proof(leaf_index, tree_size, self._stored_tree.proving.node)
 
     def prove_consistency(self, old_size: int, new_size: int) -> tuple[bytes, ...]:
         """Return the consistency proof; `1 <= old_size <= new_size <= size`."""
-        with self._engine.connect() as connection:
-            return consistency_proof(old_size, new_size, self._reader(connection).node)
+        return consistency_proof(old_size, new_size, self._stored_tree.proving.node)
 
     def anchors(self) -> list[AnchorView]:
         """Return the log's anchors, dropped ones left out, in growing tree size."""
@@ -205,8 +289,7 @@ class StoredLog:
 
     def hash_tile(self, level: int, tile_index: int, width: int) -> bytes:
         """Return the first `width` hashes of a tile, for the tile endpoints."""
-        with self._engine.connect() as connection:
-            return self._reader(connection).hashes(level, tile_index, width)
+        return self._stored_tree.proving.hashes(level, tile_index, width)
 
     def bundle(
         self,
@@ -220,7 +303,8 @@ class StoredLog:
         Args:
             indices: leaf indices.
             opened: names of sealed fields to disclose; values then travel in the file.
-            anchored_sizes: sizes of signed tree heads that are on chain.
+            anchored_sizes: sizes of signed tree heads that are on chain. Those that other
+                keys signed, before a rotation, are left out: a bundle has one set of signers.
 
         Raises:
             NotPublished: the newest signed tree head does not cover the entries.
@@ -247,9 +331,9 @@ class StoredLog:
         anchored = [
             AnchoredHead(str(head.note), self.prove_consistency(*sorted((head.head.size, size))))
             for head in (self.published(at) for at in sorted(set(anchored_sizes) - {size}))
-            if head is not None
+            if head is not None and head.signed_by == signed.signed_by
         ]
-        keys = tuple(str(key) for key in self.verifier_keys)
+        keys = tuple(str(key) for key in signed.signed_by)
         return encode_bundle(Bundle(keys, str(signed.note), tuple(entries), tuple(anchored)))
 
     def published(self, tree_size: int | None = None) -> SignedTreeHead | None:
@@ -281,14 +365,16 @@ class StoredLog:
             return list(connection.scalars(query.order_by(_HEADS.c.tree_size)))
 
     def _published(self, connection: Connection, tree_size: int | None) -> SignedTreeHead | None:
-        query = select(_HEADS.c.note).where(_HEADS.c.log_number == self.number)
+        query = select(_HEADS.c.tree_size, _HEADS.c.note).where(_HEADS.c.log_number == self.number)
         if tree_size is not None:
             query = query.where(_HEADS.c.tree_size == tree_size)
-        note = connection.scalar(query.order_by(_HEADS.c.tree_size.desc()).limit(1))
-        if note is None:
+        row = connection.execute(query.order_by(_HEADS.c.tree_size.desc()).limit(1)).first()
+        if row is None:
             return None
-        signed = open_tree_head(note, self.verifier_keys)
-        if signed.signed_by != self.verifier_keys:  # lines by unknown keys are skipped there
+        keys = self._look(connection).at(row.tree_size)
+        signed = open_tree_head(row.note, keys)
+        # lines by unknown keys are skipped there; and a retired key must not sign what is new
+        if signed.signed_by != keys or signed.head.size != row.tree_size:
             raise Forked(
                 f"{self.origin}: a stored tree head is not signed by this log's keys",
                 next_step="run rlhf-audit fsck to see which, then restore it from a backup",
@@ -300,56 +386,6 @@ class StoredLog:
     def _size(self, connection: Connection, *, lock: bool = False) -> int:
         query = select(_LOGS.c.size).where(_LOGS.c.number == self.number)
         return int(connection.scalar(query.with_for_update() if lock else query) or 0)
-
-    def _reader(self, connection: Connection) -> TileReader:
-        """Read the tree through one connection, so that a proof sees one state."""
-        columns = _TILES.c
-
-        def tile(level: int, tile_index: int) -> tuple[bytes, bytes] | None:
-            found = connection.execute(
-                select(columns.hashes, columns.inner_nodes).where(
-                    columns.log_number == self.number,
-                    columns.level == level,
-                    columns.tile_index == tile_index,
-                )
-            ).first()
-            return None if found is None else (bytes(found.hashes), bytes(found.inner_nodes))
-
-        def roots(level: int, first: int, count: int) -> bytes:
-            rows = connection.scalars(
-                select(func.substr(columns.inner_nodes, INNER_BYTES - HASH_BYTES + 1))
-                .where(
-                    columns.log_number == self.number,
-                    columns.level == level,
-                    columns.tile_index.between(first, first + count - 1),
-                )
-                .order_by(columns.tile_index)
-            ).all()
-            return self._whole(rows, count, f"hash tiles of level {level} from {first:,} on")
-
-        return TileReader(tile, partial(self._leaves, connection), roots)
-
-    def _leaves(self, connection: Connection, first: int, count: int) -> bytes:
-        """Return `count` leaf hashes from leaf index `first` on, concatenated."""
-        rows = connection.scalars(
-            select(_ENTRIES.c.leaf_hash)
-            .where(
-                _ENTRIES.c.log_number == self.number,
-                _ENTRIES.c.leaf_index.between(first, first + count - 1),
-            )
-            .order_by(_ENTRIES.c.leaf_index)
-        ).all()
-        return self._whole(rows, count, f"entries from {first:,} on")
-
-    def _whole(self, hashes: Sequence[bytes], count: int, what: str) -> bytes:
-        """Join hashes after making sure that all are there."""
-        joined = b"".join(hashes)
-        if len(hashes) != count or len(joined) != count * HASH_BYTES:
-            raise Forked(
-                f"{self.origin}: {what} are missing or damaged",
-                next_step="run rlhf-audit fsck to find them, then restore them",
-            )
-        return joined
 
 
 def place_of(writer_id: str, seq: int) -> bytes:

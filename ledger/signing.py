@@ -1,17 +1,25 @@
 """Signing a log: what extends the last signed tree head, and nothing else.
 
 `publish` signs; `recover` is the same check on the same stored state, made when a log is
-opened, so that a start after a crash and any other start are one and the same.
+opened, so that a start after a crash and any other start are one and the same. What the
+store cannot know of itself, whether it is the newest copy, the guard asks others: before
+the first append, and before each signature.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from abc import abstractmethod
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, select
 
-from rlhf_audit_trail.ledger.keys import LogKeys
+from rlhf_audit_trail.ledger.contradictions import WAY_OUT_OF_ROLLBACK
+from rlhf_audit_trail.ledger.guard import Comparison, Guard, PeerHead
+from rlhf_audit_trail.ledger.keyring import LogKeyRing
+from rlhf_audit_trail.ledger.keys import sign_jointly
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
     consistency_proof,
@@ -22,9 +30,12 @@ from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, op
 from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import transact
+from rlhf_audit_trail.ledger.succession import KeyHistory
 from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = ["SigningLog", "now_text"]
+
+_logger = logging.getLogger(__name__)
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
@@ -33,28 +44,117 @@ _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
 class SigningLog(StoredLog):
     """A stored log together with the keys that sign it."""
 
-    def __init__(self, engine: Engine, vault: Vault, number: int, keys: LogKeys) -> None:
+    def __init__(self, engine: Engine, vault: Vault, number: int, keys: LogKeyRing) -> None:
         """Read the log whose row has this `number`, and sign it with `keys`."""
-        super().__init__(engine, vault, number, keys.origin)
-        self.verifier_keys = keys.verifier_keys
+        super().__init__(engine, vault, number, keys.history)
         self._keys = keys
         self._known_closed = False  # once true, it stays true
+        self._guard = Guard()  # which has nobody to ask
+        self._guarding = threading.Lock()  # owns the two below; held while peers are asked
+        self._alarm: RolledBack | Forked | None = None
+        self._is_compared = True
+        self._signed: Callable[[], None] = lambda: None
+
+    @property
+    def key_ring(self) -> LogKeyRing:
+        """The keys that sign this log."""
+        return self._keys
 
     @abstractmethod
     def flush(self) -> None:
         """Wait until everything handed over so far is durable or known to have failed."""
 
+    # --- guard ------------------------------------------------------------------------
+
+    def watch(self, guard: Guard, signed: Callable[[], None] | None = None) -> None:
+        """Have peers asked from now on: before the next append, and before each signature.
+
+        Args:
+            guard: who is asked.
+            signed: called after a tree head was signed and stored; must return at once.
+        """
+        self._guarding = threading.Lock()  # in a forked child the old one may be held for ever
+        self._guard, self._is_compared = guard, False
+        self._signed = signed or self._signed
+
+    @property
+    def alarm(self) -> RolledBack | Forked | None:
+        """Why nothing may be appended or signed, as far as this process knows."""
+        return self._alarm
+
+    def compare(self) -> Comparison:
+        """Ask the peers now; what they find decides whether the log may be written to."""
+        with self._guarding:
+            return self._compare()
+
+    def heed(self, head: PeerHead) -> None:
+        """Take notice of a tree head that somebody showed; it may make the log read-only."""
+        with self._guarding:
+            self._take(self._guard.heed(self, head))
+
+    def require_writable(self) -> None:
+        """Refuse to append to a store that is not the newest copy; the first call asks peers.
+
+        Raises:
+            RolledBack, Forked: a peer can prove it; reading goes on.
+        """
+        if not self._is_compared:
+            with self._guarding:
+                if not self._is_compared:
+                    self._compare()
+        if self._alarm is not None:  # a new one each time: an error carries its own traceback
+            raise type(self._alarm)(self._alarm.message, next_step=self._alarm.next_step)
+
+    def require_publishable(self) -> None:
+        """Refuse to sign what may not be the newest copy; each call asks the peers.
+
+        Raises:
+            RolledBack, Forked: a peer can prove that it is not.
+            PeersUnreachable: nobody answers, so nobody knows.
+        """
+        found = self.compare()
+        self.require_writable()
+        self._guard.require_heard(self, found)
+
+    def _compare(self) -> Comparison:
+        found = self._guard.compare(self)
+        self._alarm = None if found.contradiction is None else self._alarm
+        self._take(found)
+        self._is_compared = True
+        return found
+
+    def _take(self, found: Comparison) -> None:
+        """Hold on to a contradiction, and log it once."""
+        answer = found.contradiction
+        if answer is None or not isinstance(answer.finding, RolledBack | Forked):
+            return
+        if self._alarm is None:
+            _logger.error("this log is read-only now: %s", answer.finding)
+        self._alarm = answer.finding
+
+    def _look(self, connection: Connection) -> KeyHistory:
+        self._history = self._keys.look(connection)
+        return self._history
+
+    # --- sign -------------------------------------------------------------------------
+
     def publish(self) -> SignedTreeHead:
         """Sign the log as it stands durably, and store the tree head.
 
         Idempotent: a size is signed once, and the first note is kept. Only what extends
-        the last signed head is signed.
+        the last signed head is signed, and only where no peer knows of more.
 
         Raises:
-            RolledBack, Forked: the store contradicts the last signed head; nothing is signed.
+            RolledBack, Forked: the store contradicts the last signed head, or what a peer
+                holds; nothing is signed.
+            PeersUnreachable: no peer answers; nothing is signed.
+            KeyMissing: the keys were rotated on another machine, and not copied to this one.
         """
         self.flush()
-        return transact(self._engine, self._sign)
+        self.require_publishable()
+        signed = transact(self._engine, self._sign)
+        self._signed()
+        return signed
 
     def _sign(self, connection: Connection) -> SignedTreeHead:
         size = self._size(connection, lock=True)
@@ -62,12 +162,29 @@ class SigningLog(StoredLog):
         head = self._check_signed(connection, size, last)
         if last is not None and last.head.size == size:
             return last
-        now = datetime.now(UTC)
-        note = self._keys.sign(head, time_s=int(now.timestamp()))
-        signed = open_tree_head(note, self.verifier_keys)  # asserted before it is stored
+        # looked up in this very transaction: another process may have retired a key just now
+        signers, keys = self._keys.signers(connection), self._look(connection).at(size)
+        note = sign_jointly(signers, head, time_s=int(datetime.now(UTC).timestamp()))
+        signed = open_tree_head(note, keys)  # asserted before it is stored
         row = {"log_number": self.number, "tree_size": size, "root": head.root}
         connection.execute(_HEADS.insert(), row | {"note": note, "signed_at": now_text()})
         return signed
+
+    def sign_within(self, connection: Connection) -> SignedTreeHead:
+        """Sign in the caller's own transaction; he asks peers before, and tells of it after."""
+        return self._sign(connection)
+
+    def tell_signed(self) -> None:
+        """Have done what follows a signature: witnesses are asked, and so on."""
+        self._signed()
+
+    def last_signed(self, connection: Connection) -> SignedTreeHead | None:
+        """Return the newest signed tree head, as the caller's transaction sees it."""
+        return self._published(connection, None)
+
+    def lock(self, connection: Connection) -> None:
+        """Keep other processes from appending and signing until the transaction ends."""
+        self._size(connection, lock=True)
 
     def recover(self) -> None:
         """Check the stored tree against the last signed head; raise if they contradict."""
@@ -79,12 +196,12 @@ class SigningLog(StoredLog):
         self, connection: Connection, size: int, last: SignedTreeHead | None
     ) -> TreeHead:
         """Return the head to sign after showing that it extends the last signed one."""
-        reader = self._reader(connection)
+        reader = self._stored_tree.reader(connection)
         if last is not None and size < last.head.size:
             raise RolledBack(
                 f"{self.origin}: the store has {size:,} entries, "
                 f"but a tree of {last.head.size:,} was signed",
-                next_step="an old copy is in place: restore the newest backup or a mirror",
+                next_step=WAY_OUT_OF_ROLLBACK,
             )
         root = root_from_nodes(size, reader.node)
         if last is not None and last.head.size:

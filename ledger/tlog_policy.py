@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from rlhf_audit_trail.ledger.cosignature import (
@@ -43,6 +44,7 @@ __all__ = [
     "check_policy",
     "format_policy",
     "parse_policy",
+    "read_policy",
 ]
 
 MAX_POLICY_BYTES: Final = 1024 * 1024  # 32 logs and 32 witnesses with ML-DSA keys are 114 kB
@@ -170,6 +172,17 @@ def _check_log(
 
 
 # --- the file ---------------------------------------------------------------------------
+
+
+def read_policy(path: Path) -> TlogPolicy:
+    """Read a policy from its file; raises InvalidPolicy."""
+    try:
+        with path.open("rb") as file:
+            return parse_policy(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise InvalidPolicy(
+            f"cannot read the policy {path}: {error.strerror}", next_step="check the file's name"
+        ) from error
 
 
 def parse_policy(data: bytes) -> TlogPolicy:

@@ -27,6 +27,7 @@ __all__ = [
 
 TRUST_SCHEMA: Final = "rlhf-audit/trust-policy/v1"
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
+_LOG_ID: Final = re.compile(r"[0-9a-fA-F]{64}")
 _KEY_FILE_BYTES_MAX: Final = 256 * 1024
 
 
@@ -36,11 +37,20 @@ class InvalidTrust(AuditTrailError):
 
 @dataclass(frozen=True)
 class AnchorTrust:
-    """Where the verifier expects the log's anchors; never taken from the party under check."""
+    """Where the verifier expects the log's anchors; never taken from the party under check.
+
+    Attributes:
+        chain_id: of the chain.
+        contract: address of TreeHeadAnchor.
+        publisher: who anchors this log.
+        log_id: 32 bytes that name the log there, by its first key; None if the pinned key
+            is that first one.
+    """
 
     chain_id: int
     contract: str
     publisher: str
+    log_id: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -95,27 +105,34 @@ def _trust(record: Any) -> Trust:
 
 
 def _anchor(record: Any) -> AnchorTrust:
-    wanted = {"chain_id": int, "contract": str, "publisher": str}
+    wanted = {"chain_id": int, "contract": str, "publisher": str, "log_id": str}
     if (
         not isinstance(record, dict)
-        or set(record) != set(wanted)
-        or any(type(record[name]) is not kind for name, kind in wanted.items())
+        or set(record) | {"log_id"} != set(wanted)
+        or any(type(value) is not wanted[name] for name, value in record.items())
     ):
-        raise InvalidTrust("a policy's anchor has the fields chain_id, contract and publisher")
+        raise InvalidTrust(
+            "a policy's anchor has the fields chain_id, contract, publisher and, if the log's "
+            "keys were rotated, log_id"
+        )
     return anchor_trust(**record)
 
 
-def anchor_trust(*, chain_id: int, contract: str, publisher: str) -> AnchorTrust:
-    """Return where anchors are expected, after checking that both addresses are some.
+def anchor_trust(
+    *, chain_id: int, contract: str, publisher: str, log_id: str | None = None
+) -> AnchorTrust:
+    """Return where anchors are expected, after checking addresses and log id.
 
     Raises InvalidTrust otherwise.
     """
+    if log_id is not None and _LOG_ID.fullmatch(log_id) is None:
+        raise InvalidTrust(f"the log id {log_id[:80]!r} is none", next_step="64 hex digits")
     for name, address in (("contract", contract), ("publisher", publisher)):
         if _ADDRESS.fullmatch(address) is None:
             raise InvalidTrust(
                 f"the {name} {address[:60]!r} is no address", next_step="0x and 40 hex digits"
             )
-    return AnchorTrust(chain_id, contract, publisher)
+    return AnchorTrust(chain_id, contract, publisher, bytes.fromhex(log_id) if log_id else None)
 
 
 def _looks_like_vkey(text: str) -> bool:

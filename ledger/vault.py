@@ -10,29 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import os
 import secrets
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, select
 
-from rlhf_audit_trail.ledger.events import Event, encode_value
+from rlhf_audit_trail.ledger.drafts import ANNOTATOR, Draft
+from rlhf_audit_trail.ledger.events import encode_value
 from rlhf_audit_trail.ledger.keys import derive
-from rlhf_audit_trail.ledger.proof.commitment import SALT_BYTES, Opening, commit
+from rlhf_audit_trail.ledger.proof.commitment import Opening
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.ledger.proof.note import decode_base64, encode_base64
+from rlhf_audit_trail.ledger.sealing import NONCE_BYTES, unpack
 from rlhf_audit_trail.ledger.store.database import insert_missing, transact
 from rlhf_audit_trail.ledger.store.models import SubjectKeyRow
 
-__all__ = ["Erased", "Sealed", "Vault", "VaultDamaged"]
+__all__ = ["Erased", "Subject", "Vault", "VaultDamaged"]
 
-_NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _KEYS = SubjectKeyRow.__table__  # type: ignore[attr-defined]
 
@@ -45,13 +43,31 @@ class VaultDamaged(AuditTrailError):
     """A ciphertext does not decrypt under its subject's key: damaged, or moved."""
 
 
-@dataclass(frozen=True)
-class Sealed:
-    """An event's sealed part: commitments for the entry, ciphertext for the vault."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What sealing under a subject needs, derived once.
 
-    commitments: Mapping[str, str]
-    subject: bytes
-    ciphertext: bytes
+    Attributes:
+        tag: under which the vault files it.
+        cipher: with the subject's key.
+        pseudonym: JSON of the subject's name in one log.
+    """
+
+    tag: bytes
+    cipher: AESGCM
+    pseudonym: bytes
+
+    def shown(self, item: Draft) -> tuple[bytes, ...]:
+        """Return a draft's values as they are sealed: the person's id never is.
+
+        The field `annotator` holds the person's pseudonym in this log, which cannot be
+        linked to another log's.
+        """
+        values = item.values
+        if ANNOTATOR not in item.paths:
+            return values
+        place = item.paths.index(ANNOTATOR)
+        return (*values[:place], self.pseudonym, *values[place + 1 :])
 
 
 class Vault:
@@ -62,6 +78,11 @@ class Vault:
         self._engine = keys
         self._index_key = derive(operator_secret, b"vault-index", "")
         self._secrets: dict[bytes, bytes] = {}
+        self._subjects: dict[str, dict[str, Subject]] = {}
+        self._lock = threading.Lock()
+
+    def begin_anew(self) -> None:
+        """In a forked child: a lock that another thread of the parent held stays locked."""
         self._lock = threading.Lock()
 
     def subject_tag(self, subject: str, origin: str) -> bytes:
@@ -72,13 +93,22 @@ class Vault:
         name = f"person\x00{subject}" if subject else f"run\x00{origin}"
         return hmac.digest(self._index_key, name.encode(), hashlib.sha256)[:_TAG_BYTES]
 
-    def prepare(self, events: Iterable[Event], origin: str) -> None:
-        """Make the secrets of new subjects durable, before anything is sealed under them."""
-        tags = {self.subject_tag(event.subject, origin) for event in events if event.sealed}
+    def prepare(self, names: Iterable[str], origin: str) -> Mapping[str, Subject]:
+        """Return the subjects of these names, all of whose secrets are durable then.
+
+        Nothing may be sealed under a secret that could still be lost.
+        """
         with self._lock:
-            missing = sorted(tags - self._secrets.keys())
+            known = self._subjects.setdefault(origin, {})
+            tags = {x: self.subject_tag(x, origin) for x in names if x not in known}
+            missing = sorted(set(tags.values()) - self._secrets.keys())
             if missing:
                 self._secrets |= self._create(missing)
+            for name, tag in tags.items():
+                secret = self._secrets[tag]
+                pseudonym = encode_value(self.pseudonym(secret, origin))
+                known[name] = Subject(tag, _cipher(secret), pseudonym)
+        return known
 
     def _create(self, tags: list[bytes]) -> dict[bytes, bytes]:
         """Make secrets that are missing; where another process was first, its own hold."""
@@ -95,30 +125,6 @@ class Vault:
 
         return transact(self._engine, work)
 
-    def seal(self, event: Event, origin: str, place: bytes) -> Sealed:
-        """Commit to an event's sealed values and encrypt them.
-
-        The field `annotator` never holds the person's id: its value becomes the person's
-        pseudonym in this log, which cannot be linked to another log's.
-
-        Args:
-            event: `prepare` must have seen its subject.
-            origin: the log.
-            place: writer id and sequence number; binds the ciphertext to its entry.
-        """
-        tag = self.subject_tag(event.subject, origin)
-        secret = self._secrets[tag]
-        salts = secrets.token_bytes(SALT_BYTES * len(event.sealed))
-        openings = []
-        for number, (path, value) in enumerate(event.sealed.items()):
-            shown = self.pseudonym(secret, origin) if path == "annotator" else value
-            salt = salts[SALT_BYTES * number : SALT_BYTES * (number + 1)]
-            openings.append(Opening(path, salt, encode_value(shown)))
-        nonce = os.urandom(_NONCE_BYTES)
-        ciphertext = _cipher(secret).encrypt(nonce, _pack(openings), origin.encode() + place)
-        commitments = {opening.path: commit(opening).hex() for opening in openings}
-        return Sealed(commitments, tag, nonce + ciphertext)
-
     def unseal(self, subject: bytes, ciphertext: bytes, origin: str, place: bytes) -> list[Opening]:
         """Decrypt what `seal` made.
 
@@ -127,15 +133,14 @@ class Vault:
             VaultDamaged: the bytes are not what was sealed at this place.
         """
         secret = self._secret(subject)
-        nonce, body = ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:]
+        nonce, body = ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:]
         try:
-            plain = _cipher(secret).decrypt(nonce, body, origin.encode() + place)
+            return unpack(_cipher(secret).decrypt(nonce, body, origin.encode() + place))
         except (InvalidTag, ValueError) as error:
             raise VaultDamaged(
                 "a vault row does not open under its subject's key",
                 next_step="restore the vault table from a backup; the entries are not affected",
             ) from error
-        return _unpack(plain)
 
     def _secret(self, subject: bytes) -> bytes:
         with self._lock:
@@ -158,17 +163,3 @@ class Vault:
 
 def _cipher(secret: bytes) -> AESGCM:
     return AESGCM(hmac.digest(secret, b"seal", hashlib.sha256))
-
-
-def _pack(openings: list[Opening]) -> bytes:
-    record: dict[str, Any] = {
-        opening.path: [encode_base64(opening.salt), opening.value.decode()] for opening in openings
-    }
-    return encode_value(record)
-
-
-def _unpack(plain: bytes) -> list[Opening]:
-    return [
-        Opening(path, decode_base64(salt, what="a salt"), value.encode())
-        for path, (salt, value) in json.loads(plain).items()
-    ]

@@ -11,6 +11,7 @@ import http.client
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -21,6 +22,7 @@ __all__ = ["Answer", "BadAddress", "Unreachable", "ask", "parse_url"]
 
 _AGENT: Final = "rlhf-audit-trail"
 _PIECE_BYTES: Final = 64 * 1024
+_TEXT: Final[Mapping[str, str]] = {"Content-Type": "text/plain; charset=utf-8"}
 
 
 class BadAddress(AuditTrailError):
@@ -60,13 +62,19 @@ def parse_url(url: str) -> SplitResult:
 
 
 def ask(
-    url: str, *, body: bytes | None = None, timeout_s: float = 10.0, answer_bytes_max: int
+    url: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] = _TEXT,
+    timeout_s: float = 10.0,
+    answer_bytes_max: int,
 ) -> Answer:
     """GET an address, or POST a body to it.
 
     Args:
         url: http or https; what it may hold as secret is not repeated in messages.
         body: what to POST; None to GET.
+        headers: sent along with a body; what they hold as secret is not repeated either.
         timeout_s: for the whole call, not for each packet; a host with several addresses
             that all let a connection hang is given as long for each of them.
         answer_bytes_max: a longer answer is an error.
@@ -87,7 +95,7 @@ def ask(
     try:
         connection.connect()
         sockets.append(connection.sock)  # which the connection forgets before a body's end
-        return _exchange(connection, parts, body, answer_bytes_max)
+        return _exchange(connection, parts, body, headers, answer_bytes_max)
     except (OSError, http.client.HTTPException, ValueError) as error:
         late = time.monotonic() >= deadline
         reason = f"no answer within {timeout_s:g} s" if late else str(error) or type(error).__name__
@@ -101,16 +109,19 @@ def ask(
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, parts: SplitResult, body: bytes | None, most: int
+    connection: http.client.HTTPConnection,
+    parts: SplitResult,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    most: int,
 ) -> Answer:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = {"User-Agent": _AGENT}
-    if body is not None:
-        headers["Content-Type"] = "text/plain; charset=utf-8"
-    connection.request("GET" if body is None else "POST", path, body, headers)
+    sent = {"User-Agent": _AGENT} | ({} if body is None else dict(headers))
+    connection.request("GET" if body is None else "POST", path, body, sent)
     with connection.getresponse() as response:
         data = bytearray()
-        while piece := response.read(min(_PIECE_BYTES, most + 1 - len(data))):
+        # not `read`: told of a chunk of -1 bytes, it takes all that comes
+        while piece := response.read1(min(_PIECE_BYTES, most + 1 - len(data))):
             data += piece
             if len(data) > most:
                 raise http.client.HTTPException(f"an answer of more than {most:,} bytes")

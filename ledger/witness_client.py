@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, func, select
 
-from rlhf_audit_trail.ledger.cosignature import open_cosigned_head, verify_cosignature
+from rlhf_audit_trail.ledger.cosignature import verify_cosignature
+from rlhf_audit_trail.ledger.guard import PeerHead, judge, open_own_head
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle, ProofError
 from rlhf_audit_trail.ledger.proof.note import MAX_NOTE_BYTES, SignatureLine
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead
@@ -34,13 +35,22 @@ from rlhf_audit_trail.ledger.witness_request import (
     parse_size,
 )
 
-__all__ = ["Collection", "LyingWitness", "Outcome", "WitnessRefused", "collect", "compare"]
+__all__ = [
+    "Collection",
+    "LyingWitness",
+    "Outcome",
+    "WitnessRefused",
+    "collect",
+    "compare",
+    "held_head",
+    "size_cosigned",
+]
 
 TIMEOUT_S: Final = 10.0
 CLOCK_SKEW_S: Final = 600  # a cosignature from further in the future is not believed
 _ATTEMPTS: Final = 3  # one to learn the size held, one to use it, one for a race with ourselves
 _THREADS_MAX: Final = 32
-_OK, _CONFLICT, _UNPROCESSABLE = 200, 409, 422
+_OK, _NOT_FOUND, _CONFLICT, _UNPROCESSABLE = 200, 404, 409, 422
 _COSIGNATURES = models.CosignatureRow.__table__  # type: ignore[attr-defined]
 
 
@@ -60,13 +70,18 @@ class Outcome:
         witness: its name in the policy.
         state: `cosigned`; `pending`, ask again; or `alarm`, shown by the log's own signature.
         finding: why it is not `cosigned`.
-        evidence: for an alarm, the signed note that the witness showed.
+        head: for an alarm, the tree head that the witness showed.
     """
 
     witness: str
     state: str
     finding: AuditTrailError | None = None
-    evidence: str = ""
+    head: PeerHead | None = None
+
+    @property
+    def evidence(self) -> str:
+        """For an alarm, the signed note that the witness showed."""
+        return self.head.note if self.head else ""
 
 
 @dataclass(frozen=True)
@@ -84,12 +99,12 @@ class Collection:
 
 
 class _Alarm(Exception):
-    """Carries what a witness could prove, and the note that proves it, to its outcome."""
+    """Carries what a witness could prove, and the head that proves it, to its outcome."""
 
-    def __init__(self, finding: RolledBack | Forked, evidence: str) -> None:
+    def __init__(self, finding: RolledBack | Forked, head: PeerHead) -> None:
         super().__init__(finding.message)
         self.finding = finding
-        self.evidence = evidence
+        self.head = head
 
 
 _Lines = dict[PolicyWitness, tuple[SignatureLine, int]]
@@ -144,7 +159,7 @@ def compare(
     deadline = time.monotonic() + timeout_s
 
     def look(group: Sequence[PolicyWitness]) -> _Lines:
-        _judge(log, group[0].url, deadline)
+        _judge(log, group, deadline)
         return dict.fromkeys(group, _NO_LINE)
 
     return tuple(
@@ -156,7 +171,7 @@ def compare(
 
 def _outcome(item: PolicyWitness, result: _Lines | AuditTrailError | _Alarm) -> Outcome:
     if isinstance(result, _Alarm):
-        return Outcome(item.shown, "alarm", result.finding, result.evidence)
+        return Outcome(item.shown, "alarm", result.finding, result.head)
     if isinstance(result, AuditTrailError):
         return Outcome(item.shown, "pending", result)
     if item in result:
@@ -170,14 +185,14 @@ class _Round:
 
     log: StoredLog
     signed: SignedTreeHead
-    held: Mapping[PolicyWitness, int]
+    held: Mapping[PolicyWitness, int | None]
     deadline: float
     clock: Callable[[], float]
 
     def ask(self, group: Sequence[PolicyWitness]) -> _Lines:
         """Send the head to one address, behind which are one or more keys."""
         url, size = group[0].url, self.signed.head.size
-        old = min(size, *(self.held[item] for item in group))
+        old = min(size, *(self.held[item] or 0 for item in group))
         for _ in range(_ATTEMPTS):
             proof = self.log.prove_consistency(old, size) if old else ()
             body = encode_request(AddCheckpoint(old, proof, self.signed.note))
@@ -188,7 +203,7 @@ class _Round:
                 raise WitnessRefused(f"the witness answered with status {answer.status}")
             said = _size_of(answer)
             if said is None or said == old or said > size:
-                _judge(self.log, url, self.deadline)  # raises what the witness can prove
+                _judge(self.log, group, self.deadline)  # raises what the witness can prove
                 claim = "another history" if said is None else f"a head of {said:,} entries"
                 raise WitnessRefused(f"the witness says that it holds {claim}, unproven")
             old = said
@@ -256,33 +271,49 @@ def _size_of(answer: Answer) -> int | None:
         return None
 
 
-def _judge(log: StoredLog, url: str, deadline: float) -> None:
-    """Fetch the head that a witness holds; raise an alarm if our own signature accuses us.
+def held_head(log: StoredLog, url: str, *, timeout_s: float, peer: str) -> PeerHead | None:
+    """Return the tree head of this log that a witness shows; None if it shows none.
 
     The witness's word alone proves nothing: a tree head that this log signed does.
+
+    Args:
+        log: whose origin is asked about, and whose keys must have signed.
+        url: the witness's address.
+        timeout_s: for the whole call.
+        peer: what messages call the witness.
+
+    Raises:
+        Unreachable, BadAddress, WitnessRefused: no answer, or a refusal.
+        LyingWitness: what it shows was not signed by this log.
     """
     address = f"{url.rstrip('/')}/{origin_hash(log.origin)}/checkpoint"
-    answer = _ask_within(address, deadline)
+    answer = _ask_within(address, time.monotonic() + timeout_s)
+    if answer.status == _NOT_FOUND:
+        return None
     if answer.status != _OK:
+        raise WitnessRefused(f"the witness answered with status {answer.status}")
+    try:
+        return open_own_head(log, answer.body, peer)
+    except ProofError as error:
+        raise LyingWitness("the witness shows a tree head that this log did not sign") from error
+
+
+def size_cosigned(engine: Engine, log: StoredLog, witnesses: Iterable[PolicyWitness]) -> int:
+    """Return the largest size that one of these keys is known to have cosigned, 0 for none."""
+    with engine.connect() as connection:
+        return max((_size_held(connection, log, item) or 0 for item in witnesses), default=0)
+
+
+def _judge(log: StoredLog, group: Sequence[PolicyWitness], deadline: float) -> None:
+    """Raise an alarm if what the witness holds contradicts the store."""
+    left_s, name = deadline - time.monotonic(), f"witness {group[0].shown}"
+    head = held_head(log, group[0].url, timeout_s=left_s, peer=name)
+    if head is None:
         raise WitnessRefused("the witness shows no tree head of this log")
     try:
-        note = answer.body.decode()
-        signed = open_cosigned_head(note, log.verifier_keys)
-    except (UnicodeDecodeError, ProofError) as error:
-        raise LyingWitness("the witness shows a tree head that this log did not sign") from error
-    head = signed.head
-    if not signed.signed_by:
-        raise LyingWitness("the witness shows a tree head that this log did not sign")
-    size = log.size
-    if head.size > size:
-        finding = f"a witness holds a tree of {head.size:,} entries that this log signed"
-        way_out = "an old copy is in place: restore the newest backup or a mirror"
-        message = f"{log.origin}: {finding}, the store has {size:,}"
-        raise _Alarm(RolledBack(message, next_step=way_out), note)
-    if log.root_at(head.size) != head.root:
-        finding = f"a witness holds another tree of {head.size:,} entries that this log signed"
-        way_out = "keep what the witness shows; restore the history that was published"
-        raise _Alarm(Forked(f"{log.origin}: {finding}", next_step=way_out), note)
+        judge(log, head)
+    except (RolledBack, Forked) as finding:
+        raise _Alarm(finding, head) from finding
 
 
 # --- the store --------------------------------------------------------------------------
@@ -297,10 +328,11 @@ def _of(log: StoredLog, item: PolicyWitness) -> Any:
     )
 
 
-def _size_held(connection: Connection, log: StoredLog, item: PolicyWitness) -> int:
-    """Return the largest size that this witness cosigned for us, 0 for none."""
+def _size_held(connection: Connection, log: StoredLog, item: PolicyWitness) -> int | None:
+    """Return the largest size that this witness cosigned for us; 0 is one, too."""
     query = select(func.max(_COSIGNATURES.c.tree_size)).where(_of(log, item))
-    return int(connection.scalar(query) or 0)
+    size = connection.scalar(query)
+    return None if size is None else int(size)
 
 
 def _store(engine: Engine, log: StoredLog, size: int, got: _Lines) -> None:

@@ -7,35 +7,40 @@ entries, and no caller waits for the disk unless it asks its receipt.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = ["AppendFailed", "Receipt", "Ticket", "Writer", "WriterClosed"]
+__all__ = ["AppendFailed", "Overloaded", "Receipt", "Receipts", "Ticket", "Writer", "WriterClosed"]
 
-GROUP_ENTRIES_MAX: Final = 1_000  # beyond it, larger groups gained nothing measurable
-QUEUE_TICKETS_MAX: Final = 10_000  # a full queue makes the caller wait: nothing is dropped
+GROUP_ENTRIES_MAX: Final = 2_000  # larger groups only make who waits wait longer
+QUEUE_ENTRIES_MAX: Final = 16_384  # a few commits' worth: more would only be memory
 RETRY_DELAYS_S: Final = (0.05, 0.2, 1.0)
 
 _logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Sized)
 
 
 class AppendFailed(AuditTrailError):
     """The store refused a group of entries; they are not durable."""
 
 
+class Overloaded(AppendFailed):
+    """More was handed over than the store takes; these entries were not taken."""
+
+
 class WriterClosed(AuditTrailError):
     """The ledger was closed; nothing can be handed over any more."""
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Ticket(Generic[Item]):
     """What one call handed over, and what became of it.
 
@@ -43,13 +48,14 @@ class Ticket(Generic[Item]):
     """
 
     log: str
-    items: Sequence[Item]
+    items: Item
     done: threading.Event = field(default_factory=threading.Event)
     indices: Sequence[int] = ()
     error: AuditTrailError | None = None
+    helper: Writer[Item] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A claim on one entry; once it has an index, the entry survives power loss."""
 
@@ -67,6 +73,8 @@ class Receipt:
             AppendFailed: the store refused the entry.
             TimeoutError: not known after `timeout_s` seconds.
         """
+        if timeout_s is None and self.ticket.helper is not None and not self.done():
+            self.ticket.helper.help()
         if not self.ticket.done.wait(timeout_s):
             raise TimeoutError(f"not durable after {timeout_s} s")
         if self.ticket.error is not None:
@@ -74,88 +82,238 @@ class Receipt:
         return self.ticket.indices[self.position]
 
 
-class Writer(Generic[Item]):
-    """One thread that commits tickets in the order they came.
+@dataclass(frozen=True, slots=True)
+class Receipts(Sequence[Receipt]):
+    """The receipts of one call, made when they are asked for."""
 
-    `commit(tickets, retry)` must make all of them durable in one transaction and set
-    their indices, or raise; with `retry` it must first look for what an earlier, failed
-    attempt may have stored after all.
+    ticket: Ticket[Any] | None
+    positions: range
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, number: int) -> Receipt: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Receipts: ...
+
+    def __getitem__(self, number: int | slice) -> Receipt | Receipts:
+        """Return one receipt, or some of them."""
+        if isinstance(number, slice):
+            return Receipts(self.ticket, self.positions[number])
+        position = self.positions[number]  # raises IndexError, too, where there is no ticket
+        return Receipt(cast("Ticket[Any]", self.ticket), position)
+
+    def __iter__(self) -> Iterator[Receipt]:
+        """Return them in the order of the events."""
+        return (self[number] for number in range(len(self)))
+
+
+class Writer(Generic[Item]):
+    """Two threads that store tickets in the order they came.
+
+    One prepares what the other commits: preparing computes, committing mostly waits for
+    the disk, so each goes on while the other works. What needs no preparing to speak of is
+    prepared by who hands it over, and a caller who waits for a receipt commits himself
+    where the thread has not begun: a thread that must wake up costs more than small work.
     """
 
     def __init__(
         self,
         commit: Callable[[Sequence[Ticket[Item]], bool], None],
         lost: Callable[[Sequence[Ticket[Item]]], None],
+        *,
+        prepare: Callable[[Ticket[Item]], None] = lambda _: None,
+        is_light: Callable[[Item], bool] = lambda _: True,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start the thread; `lost` is told of tickets that could not be stored."""
+        """Begin with the first ticket.
+
+        Args:
+            commit: `commit(tickets, retry)` must make all of them durable in one transaction
+                and set their indices, or raise; with `retry` it must first look for what an
+                earlier attempt may have stored after all. It must prepare what is not.
+            lost: told of tickets that could not be stored.
+            prepare: does the computing for a ticket, once; what it raises is left to `commit`.
+            is_light: whether the caller may as well prepare it.
+            started: called before the first ticket is taken.
+        """
         self._commit = commit
         self._lost = lost
-        self._queue: queue.Queue[Ticket[Item] | None] = queue.Queue(QUEUE_TICKETS_MAX)
+        self._prepare = prepare
+        self._is_light = is_light
+        self._started = started
+        self._at_work = threading.Lock()  # held while committing
+        self._is_failing = False  # owned by _at_work
+        # all below is owned by _lock
+        self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
+        self._prepared = threading.Condition(self._lock)
+        self._taken = threading.Condition(self._lock)
         self._closed = False
-        self._is_failing = False
-        self._lock = threading.Lock()  # orders submissions against close
-        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
-        self._thread.start()
+        self._raw: deque[Ticket[Item]] = deque()  # the first one is being prepared
+        self._ready: deque[Ticket[Item]] = deque()
+        self._in_doubt: list[Ticket[Item]] = []  # a commit of these was interrupted
+        self._entries = 0  # waiting in all of them
+        self._barriers: list[tuple[int, threading.Event]] = []
+        self._handed_over = self._settled = 0  # tickets so far
+        self._threads: list[threading.Thread] = []
 
-    def submit(self, ticket: Ticket[Item]) -> None:
-        """Hand over a ticket; waits only while the queue is full."""
+    # --- callers ------------------------------------------------------------------------
+
+    def submit(self, ticket: Ticket[Item], *, wait_s: float | None = None) -> None:
+        """Hand over a ticket; waits only while the queue is full.
+
+        Raises:
+            Overloaded: it was still full after `wait_s` seconds; the ticket was not taken.
+            WriterClosed: the ledger was closed.
+        """
+        count = len(ticket.items)
+        if is_light := self._is_light(ticket.items):
+            self._prepare(ticket)
         with self._lock:
-            if self._closed:
-                raise WriterClosed("the ledger is closed", next_step="open it again")
-            self._queue.put(ticket)
+
+            def has_room() -> bool:
+                return self._closed or self._entries + count <= max(QUEUE_ENTRIES_MAX, count)
+
+            if not has_room() and not self._taken.wait_for(has_room, wait_s):
+                raise Overloaded(
+                    f"{self._entries:,} entries wait for the store, and more came for {wait_s} s",
+                    next_step="record less often, use a faster disk, or raise queue_wait_ms",
+                )
+            self._require_open()
+            if not self._threads:  # not before: a process may fork first
+                self._started()
+                self._start("ledger-writer", self._committing)
+            ticket.helper = self
+            self._entries += count
+            self._handed_over += 1
+            if is_light and not self._raw:
+                self._ready.append(ticket)
+                self._prepared.notify()
+                return
+            if len(self._threads) == 1:
+                self._start("ledger-preparer", self._preparing)
+            self._raw.append(ticket)
+            self._arrived.notify()
+
+    def help(self) -> None:
+        """Commit what is ready, if nobody does; for a caller who would only wait for it."""
+        if not self._at_work.acquire(blocking=False):
+            return
+        try:
+            group = self._take()
+            if group:
+                self._settle(group)
+        finally:
+            self._at_work.release()
 
     def flush(self) -> None:
-        """Wait until everything handed over so far has an outcome."""
-        barrier: Ticket[Item] = Ticket("", ())
-        self.submit(barrier)
-        barrier.done.wait()
+        """Wait until everything handed over so far has an outcome.
+
+        Raises:
+            WriterClosed: the ledger was closed.
+        """
+        reached = threading.Event()
+        with self._lock:
+            self._require_open()
+            if self._settled == self._handed_over:
+                return
+            self._barriers.append((self._handed_over, reached))
+        reached.wait()
 
     def close(self) -> None:
         """Finish what was handed over, then stop; calling it again does nothing."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
-        self._thread.join()
+            self._closed = True
+            for condition in (self._arrived, self._prepared, self._taken):
+                condition.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        ended = False
-        while not ended:
+    def _require_open(self) -> None:
+        if self._closed:
+            raise WriterClosed("the ledger is closed", next_step="open it again")
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # --- our threads --------------------------------------------------------------------
+
+    def _preparing(self) -> None:
+        while True:
+            with self._lock:
+                while not self._raw and not self._closed:
+                    self._arrived.wait()
+                if not self._raw:
+                    self._prepared.notify_all()
+                    return
+                ticket = self._raw[0]
+            with suppress(Exception):  # commit meets it again, and tells
+                self._prepare(ticket)
+            with self._lock:
+                self._ready.append(self._raw.popleft())
+                self._prepared.notify()
+
+    def _committing(self) -> None:
+        while self._wait_for_work():
+            with self._at_work:
+                group = self._take()
+                if group:
+                    self._settle(group)
+
+    def _wait_for_work(self) -> bool:
+        """Return when tickets are ready, or False when none will come any more."""
+        with self._lock:
+            while not self._ready and not self._in_doubt:
+                if self._closed and not self._raw:
+                    return False
+                self._prepared.wait()
+        return True
+
+    def _take(self) -> list[Ticket[Item]]:
+        """Return what is ready, up to a group; with `_at_work` held."""
+        with self._lock:
+            if self._in_doubt:
+                return list(self._in_doubt)
             group: list[Ticket[Item]] = []
-            ended = not self._take(group)
-            if group:
-                self._settle(group)
-
-    def _take(self, group: list[Ticket[Item]]) -> bool:
-        """Fill a group with what is waiting; return False when the end was reached."""
-        count, ticket = 0, self._queue.get()
-        while ticket is not None:
-            group.append(ticket)
-            count += len(ticket.items)
-            if count >= GROUP_ENTRIES_MAX:
-                return True
-            try:
-                ticket = self._queue.get_nowait()
-            except queue.Empty:
-                return True
-        return False
+            count = 0
+            while self._ready and count < GROUP_ENTRIES_MAX:
+                ticket = self._ready.popleft()
+                group.append(ticket)
+                count += len(ticket.items)
+            self._entries -= count
+            self._taken.notify_all()
+        return group
 
     def _settle(self, group: list[Ticket[Item]]) -> None:
         """Commit a group, trying again where the store may have recovered."""
-        try:
-            for attempt, delay_s in enumerate((*RETRY_DELAYS_S, None)):
-                try:
-                    self._commit(group, attempt > 0)
-                    self._is_failing = False
+        is_retry, self._in_doubt = bool(self._in_doubt), group
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                # interrupted here, by Ctrl-C in a caller who helps: the group stays in doubt
+                self._commit(group, is_retry)
+                self._is_failing = False
+                break
+            except Exception as error:  # noqa: BLE001 - the outcome is unknown whatever it was
+                if delay_s is None:
+                    self._fail(group, error)
                     break
-                except Exception as error:  # noqa: BLE001 - the outcome is unknown whatever it was
-                    if delay_s is None:
-                        self._fail(group, error)
-                        break
-                    time.sleep(delay_s)
-        finally:
-            for ticket in group:
-                ticket.done.set()
+                time.sleep(delay_s)
+            is_retry = True
+        self._in_doubt = []
+        for ticket in group:
+            ticket.done.set()
+        with self._lock:
+            self._settled += len(group)
+            reached = [barrier for barrier in self._barriers if barrier[0] <= self._settled]
+            for barrier in reached:
+                self._barriers.remove(barrier)
+                barrier[1].set()
 
     def _fail(self, group: list[Ticket[Item]], cause: Exception) -> None:
         error = AppendFailed(

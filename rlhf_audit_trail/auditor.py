@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
+from rlhf_audit_trail.capture import WrongArgument
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -66,10 +67,16 @@ class AuditableRLHF:
             watch_optimizers: measure every torch optimizer step while training is tracked.
 
         Raises:
+            WrongArgument: `privacy_config` is something else.
             UnknownSource: nobody could tell who gave the preferences.
             UnsupportedMode: the mode strong, under which no raw value may be stored.
             LedgerMissing, RolledBack, Forked: the ledger cannot be opened or trusted.
         """
+        if privacy_config is not None and not isinstance(privacy_config, PrivacyConfig):
+            raise WrongArgument(
+                f"privacy_config is of type {type(privacy_config).__name__}",
+                next_step="pass PrivacyConfig(...), for example with annotator_privacy_mode",
+            )
         self.model_name = model_name
         self.privacy_config = privacy_config or PrivacyConfig()
         self.source = check_source(source, judge_model)
@@ -144,7 +151,7 @@ class AuditableRLHF:
 
     def log_annotations(
         self, *, prompts: Any, responses: Any, rewards: Any, annotator_ids: Any = None
-    ) -> list[Receipt]:
+    ) -> Sequence[Receipt]:
         """Record preference values; see `RunRecorder.log_annotations`."""
         return self.run().log_annotations(
             prompts=prompts, responses=responses, rewards=rewards, annotator_ids=annotator_ids

@@ -27,11 +27,13 @@ __all__ = [
     "Movement",
     "NonFiniteValue",
     "UnequalLengths",
+    "WrongArgument",
     "check_lengths",
     "environment",
     "file_digest",
     "loose_numbers",
     "number_column",
+    "one_number",
     "person_column",
     "plain_value",
     "row_count",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _FLOAT_BITS_MAX: Final = 1024  # an integer from here on has no float
+_PLAIN_NUMBERS: Final = {float}
 _ROWS_NAMED_MAX: Final = 10  # a message stays readable; the count is always given
 _READ_BYTES: Final = 1 << 20
 _PACKAGES: Final = (
@@ -49,6 +52,10 @@ _PACKAGES: Final = (
 
 class InvalidColumn(AuditTrailError):
     """A column of rows is no sequence, or holds something of the wrong type."""
+
+
+class WrongArgument(AuditTrailError):
+    """An argument is of a type that has nothing to record."""
 
 
 class UnequalLengths(AuditTrailError):
@@ -100,7 +107,10 @@ def number_column(name: str, values: Any) -> list[float]:
         InvalidColumn: not one-dimensional, or not numbers.
         NonFiniteValue: NaN or infinity; the rows are named.
     """
-    plain = [_number(value) for value in _rows(name, values)]
+    rows = _rows(name, values)
+    if set(map(type, rows)) <= _PLAIN_NUMBERS and all(map(math.isfinite, rows)):
+        return rows
+    plain = [_number(value) for value in rows]
     _refuse_rows(
         name, "no number", [row for row, value in enumerate(plain) if value is None], InvalidColumn
     )
@@ -113,6 +123,8 @@ def number_column(name: str, values: Any) -> list[float]:
 def text_column(name: str, values: Any) -> list[str]:
     """Return a column of text; raises InvalidColumn naming the rows that are none."""
     plain = _rows(name, values)
+    if set(map(type, plain)) <= {str}:
+        return plain
     odd = [row for row, value in enumerate(plain) if not isinstance(value, str)]
     _refuse_rows(name, "no text", odd, InvalidColumn)
     return plain
@@ -179,17 +191,45 @@ def loose_numbers(name: str, values: Any) -> list[float]:
 
 def person_column(name: str, values: Any) -> list[str]:
     """Return ids of people as text; None or empty text is nobody in particular."""
-    return ["" if person is None else str(person) for person in _rows(name, values)]
+    people = _rows(name, values)
+    if set(map(type, people)) <= {str}:
+        return people
+    return ["" if person is None else str(person) for person in people]
 
 
 def row_count(batch: Any) -> int:
-    """Return how many rows a batch has: its own length, or that of its first column."""
-    if batch is None:
+    """Return how many rows a batch has: its own length, or that of its first column.
+
+    Raises:
+        WrongArgument: a tensor without rows.
+    """
+    if not isinstance(batch, Sized):
         return 0
+    columns: list[Sized] = [batch]
     if isinstance(batch, Mapping):
         columns = [column for column in batch.values() if isinstance(column, Sized)]
+    try:
         return len(columns[0]) if columns else 0
-    return len(batch) if isinstance(batch, Sized) else 0
+    except TypeError:
+        raise WrongArgument(
+            f"batch is of type {type(batch).__name__}, and has no rows",
+            next_step="pass the rows of the update: a list, a tensor of rows, or columns by name",
+        ) from None
+
+
+def one_number(name: str, value: Any) -> float:
+    """Return a scalar of any library as a float; it may be NaN.
+
+    Raises:
+        WrongArgument: no number.
+    """
+    number = _number(value)
+    if number is None:
+        raise WrongArgument(
+            f"{name} is of type {type(value).__name__}, not a number",
+            next_step="pass a number, or a tensor of one element",
+        )
+    return float(number)
 
 
 def environment() -> dict[str, Any]:

@@ -68,10 +68,15 @@ def digest_model(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> ModelWe
     Reading changes nothing: weights, gradients and random state stay as they are.
 
     Raises:
-        NotWeights: a mapping holds something else than tensors, or there is no tensor.
+        NotWeights: no model, a mapping of something else than tensors, or no tensor in it.
         UnknownDtype: a tensor's type has no fixed byte format.
     """
     state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    if not isinstance(state, Mapping):
+        raise NotWeights(
+            f"a {type(model).__name__} is no model",
+            next_step="pass the module, or its state_dict()",
+        )
     first_names: dict[object, str] = {}
     aliases: dict[str, str] = {}
     records = []

@@ -128,7 +128,9 @@ class AuditablePPOTrainer:
 
         Raises:
             MissingReward: both rewards are given, and they may disagree.
+            InvalidPPOArgs: model, tokenizer or settings are something else.
         """
+        _check_parts(model, tokenizer, args)
         self.args = args or PPOArgs()
         if reward_fn is not None and reward_model is not None:
             raise MissingReward(
@@ -429,3 +431,20 @@ def _pad_id(tokenizer: Any) -> int:
 def _ids(values: Any) -> list[int]:
     plain: Iterable[Any] = values.tolist() if hasattr(values, "tolist") else values
     return [int(value) for value in plain]
+
+
+def _check_parts(model: Any, tokenizer: Any, args: Any) -> None:
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise InvalidPPOArgs(
+            f"model is of type {type(model).__name__}",
+            next_step="pass a causal language model of transformers",
+        )
+    if not callable(tokenizer):
+        raise InvalidPPOArgs(
+            f"tokenizer is of type {type(tokenizer).__name__}",
+            next_step="pass the tokenizer of the model",
+        )
+    if args is not None and not isinstance(args, PPOArgs):
+        raise InvalidPPOArgs(
+            f"args is of type {type(args).__name__}", next_step="pass PPOArgs(...)"
+        )

@@ -6,20 +6,20 @@ receipts. It decides nothing about the training and changes nothing in it.
 
 from __future__ import annotations
 
-import os
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_audit_trail.capture import Movement, environment, row_count
+from rlhf_audit_trail.capture import Movement, WrongArgument, environment, one_number, row_count
 from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.guard import PeersUnreachable
 from rlhf_audit_trail.ledger.log import Log, Receipt
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.weights import TensorRecord
 from rlhf_audit_trail.run_events import (
-    annotation_events,
+    annotation_columns,
     check_source,
     checkpoint_event,
     config_event,
@@ -32,11 +32,9 @@ from rlhf_audit_trail.run_events import (
 if TYPE_CHECKING:
     from rlhf_audit_trail.optimizer_watch import OptimizerWatch
 
-__all__ = ["CheckpointRecord", "ForkedProcess", "NoStepSeen", "PolicyUpdate", "RunRecorder"]
+__all__ = ["CheckpointRecord", "NoStepSeen", "PolicyUpdate", "RunRecorder"]
 
-
-class ForkedProcess(AuditTrailError):
-    """A forked child process has no thread that writes; its records would be lost."""
+_logger = logging.getLogger(__name__)
 
 
 class NoStepSeen(UserWarning):
@@ -75,7 +73,6 @@ class RunRecorder:
         self.source = check_source(source, judge_model)
         self.judge_model = judge_model
         self.watch: OptimizerWatch | None = None
-        self._process_id = os.getpid()
         self._policy_step = _last(log, "policy.update", "policy_step")
         self._batch = _last(log, "annotation.recorded", "batch")
         self._warned = False
@@ -115,7 +112,7 @@ class RunRecorder:
 
     def log_annotations(
         self, *, prompts: Any, responses: Any, rewards: Any, annotator_ids: Any = None
-    ) -> list[Receipt]:
+    ) -> Sequence[Receipt]:
         """Record preference values, one entry each; all are checked before any is taken.
 
         Args:
@@ -131,14 +128,14 @@ class RunRecorder:
         public: dict[str, Any] = {"source": self.source, "batch": self._batch + 1}
         if self.judge_model:
             public["judge_model"] = self.judge_model
-        events = annotation_events(
+        columns = annotation_columns(
             prompts=prompts,
             responses=responses,
             rewards=rewards,
             annotator_ids=annotator_ids,
             public=public,
         )
-        receipts = self._record(events)
+        receipts = self.log.record_columns(columns)
         self._batch += bool(receipts)
         return receipts
 
@@ -188,15 +185,19 @@ class RunRecorder:
             algorithm: for example `ppo`.
             grad_norm_preclip: what `clip_grad_norm_` returned; the optimizer cannot know it.
             metrics: losses and the like, sealed.
+
+        Raises:
+            WrongArgument: one of them is something else; nothing was recorded.
         """
-        self._check_process()
-        names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+        names, norm, rows = _parameter_names(model), None, row_count(batch)
+        if grad_norm_preclip is not None:
+            norm = one_number("grad_norm_preclip", grad_norm_preclip)
         movement = self.watch.take(optimizer, names) if self.watch else None
         return self.policy_moved(
             movement,
-            rows=row_count(batch),
+            rows=rows,
             algorithm=algorithm,
-            grad_norm_preclip=None if grad_norm_preclip is None else float(grad_norm_preclip),
+            grad_norm_preclip=norm,
             metrics=metrics,
         )
 
@@ -279,22 +280,20 @@ class RunRecorder:
     def finish(self, outcome: str, error: str = "") -> None:
         """Record the end, wait until all of it is durable, and sign the tree head.
 
+        While no witness, mirror or chain answers, that is left to whoever signs next.
+
         Raises:
             AppendFailed: the store refused the last entry.
+            RolledBack, Forked: a peer can prove that the store is not the newest copy.
         """
         self._record([Event("run.finished", {"outcome": outcome, "error": error})])[0].result()
-        self.log.publish()
+        try:
+            self.log.publish()
+        except PeersUnreachable as unheard:  # a training must not fail over somebody else's server
+            _logger.warning("%s", unheard)
 
-    def _record(self, events: list[Event]) -> list[Receipt]:
-        self._check_process()
+    def _record(self, events: list[Event]) -> Sequence[Receipt]:
         return self.log.record_many(events)
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process_id:
-            raise ForkedProcess(
-                "this process was forked from the one that records the run",
-                next_step="record from the parent, or open the ledger anew in the child",
-            )
 
     def _warn_no_step(self) -> None:
         if not self._warned:
@@ -304,6 +303,17 @@ class RunRecorder:
                 NoStepSeen,
                 stacklevel=5,
             )
+
+
+def _parameter_names(model: Any) -> dict[int, str]:
+    if model is None:
+        return {}
+    if not callable(getattr(model, "named_parameters", None)):
+        raise WrongArgument(
+            f"model is of type {type(model).__name__}, and has no named_parameters()",
+            next_step="pass the torch module that is trained, or None",
+        )
+    return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
 def _records_of(model: Any) -> Sequence[TensorRecord]:

@@ -22,14 +22,15 @@ from rlhf_audit_trail.capture import (
     plain_value,
     text_column,
 )
-from rlhf_audit_trail.ledger.events import Event, encode_entry, encode_value
+from rlhf_audit_trail.ledger.drafts import EventColumns, encode_entry
+from rlhf_audit_trail.ledger.events import Event, encode_value
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.weights import TensorRecord, weights_digest
 
 __all__ = [
     "SOURCES",
     "UnknownSource",
-    "annotation_events",
+    "annotation_columns",
     "check_source",
     "checkpoint_event",
     "config_event",
@@ -63,9 +64,9 @@ def check_source(source: str, judge_model: str = "") -> str:
     return source
 
 
-def annotation_events(
+def annotation_columns(
     *, prompts: Any, responses: Any, rewards: Any, annotator_ids: Any, public: Mapping[str, Any]
-) -> list[Event]:
+) -> EventColumns:
     """Return one event per row, sealed under the person it came from.
 
     Raises:
@@ -78,14 +79,9 @@ def annotation_events(
     if annotator_ids is not None:
         people = person_column("annotator_ids", annotator_ids)
     check_lengths(prompts=asked, responses=answered, rewards=scored, annotator_ids=people)
-    events = []
-    for prompt, response, reward, person in zip(asked, answered, scored, people, strict=True):
-        sealed: dict[str, Any] = {"prompt": prompt, "response": response}
-        if person:  # the vault puts the person's pseudonym where the id stands here
-            sealed["annotator"] = person
-        sealed["reward"] = reward
-        events.append(Event("annotation.recorded", public, sealed, subject=person))
-    return events
+    values: dict[str, Sequence[Any]] = {"prompt": asked, "response": answered, "reward": scored}
+    # the vault puts each person's pseudonym into the entry, never the id
+    return EventColumns("annotation.recorded", public, values, people)
 
 
 def config_event(config: Mapping[str, Any], seed: Any = None) -> Event:

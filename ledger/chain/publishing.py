@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
 from rlhf_audit_trail.ledger.chain.compiled import load_artifact
 from rlhf_audit_trail.ledger.chain.contract import deploy
 from rlhf_audit_trail.ledger.chain.journal import SqlAnchorJournal
+from rlhf_audit_trail.ledger.chain.peer import ContractPeer
 from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorReader
 from rlhf_audit_trail.ledger.chain.rpc import RpcClient
 from rlhf_audit_trail.ledger.chain.signer import Signer
@@ -17,7 +19,10 @@ from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.settings import ChainSettings, SettingsError
 
-__all__ = ["Publisher"]
+__all__ = ["WITNESS_WAIT_S", "Publisher"]
+
+WITNESS_WAIT_S: Final = 10.0
+"""How long anchoring waits for the witnesses' quorum, for all logs together."""
 
 
 class Publisher:
@@ -36,8 +41,11 @@ class Publisher:
         """
         settings = ledger.chain
         contract = _contract(settings, signer)
+        # whatever the settings say, this key's own heads are the ones to compare with
+        ledger.add_peer(ContractPeer.of(settings, signer.address))
         self._ledger = ledger
         self._signer = signer
+        self._wait_s = WITNESS_WAIT_S
         self._rpc = RpcClient(settings.rpc_url)
         self._reader = AnchorReader(self._rpc, chain_id=settings.chain_id, contract=contract)
         self._after_mined = after_mined
@@ -60,14 +68,27 @@ class Publisher:
         """Sign the log's newest tree head and anchor it; None if there was nothing to do.
 
         The registry log says first where anchors go, so that a later change is visible.
+        Witnesses come before the chain, and are waited for so long; what they have not
+        signed until then is anchored all the same.
+
+        Raises:
+            RolledBack, Forked: a peer can prove that the store is not the newest copy.
         """
         self._reader.check()  # before anything is written about a chain that is not there
+        log.require_writable()
         self._register()
-        log.publish()
+        signed = log.publish()
+        self._await_witnesses(log, signed.head.size)
         anchorer = Anchorer(
             self._reader, self._signer, self._journal(), after_mined=self._after_mined
         )
         return anchorer.step(_View(log))
+
+    def _await_witnesses(self, log: Log, tree_size: int) -> None:
+        began_s = time.monotonic()
+        self._ledger.watch.await_quorum(log.run_id, tree_size, timeout_s=self._wait_s)
+        self._wait_s = max(0.0, self._wait_s - (time.monotonic() - began_s))
+        log.require_writable()  # which a witness may just have shown to be wrong
 
     def _journal(self) -> SqlAnchorJournal:
         """Keep the records of every log: they share the publisher's nonces."""

@@ -27,6 +27,7 @@ MAX_KEYS: Final = 16
 MAX_ANCHORS: Final = 1_000
 MAX_PATH: Final = 64  # no proof in a tree below 2**63 has more hashes
 MAX_DEPTH: Final = 64
+MAX_TOKENS: Final = 4_000_000  # texts and brackets: {} costs a file 3 bytes, its reader 75
 # A string, to its end or the file's, so that no byte is looked at twice; or a bracket.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 MAX_INDEX: Final = 2**53 - 1  # JSON numbers are doubles in browsers
@@ -112,31 +113,30 @@ def parse_bundle(data: bytes) -> Bundle:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse JSON as every reader must read it: no duplicate keys, no NaN, no bad UTF-8.
-
-    Raises MalformedBundle for anything else, and for nesting beyond 64 levels.
-    """
+    """Parse JSON without duplicate keys, NaN, bad UTF-8 or deep nesting, else MalformedBundle."""
     check_depth(data)
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
         raise MalformedBundle("not JSON as RFC 8259 has it") from error
 
 
 def check_depth(data: bytes) -> None:
-    """Refuse JSON nested so deep that parsing it could end the process."""
-    # where a program has raised Python's recursion limit, the parser would overrun the stack
-    depth = 0
-    for token in _TOKEN.finditer(data):
+    """Refuse JSON nested so deep that parsing it could end the process, or in too many pieces."""
+    if len(data) <= MAX_ENTRY_BYTES and data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
+        return  # an entry, by the million: what has so few brackets cannot be nested deeper
+    depth = 0  # where a program has raised Python's recursion limit, parsing overruns the stack
+    for number, token in enumerate(_TOKEN.finditer(data)):
         first = data[token.start()]
         depth += (first in b"[{") - (first in b"]}")
         if depth > MAX_DEPTH:
             raise MalformedBundle(f"JSON nested deeper than {MAX_DEPTH} levels")
+        if number >= MAX_TOKENS or depth < 0:
+            raise MalformedBundle(f"JSON that does not close, or of over {MAX_TOKENS:,} pieces")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
+    if len(record := dict(pairs)) != len(pairs):
         raise MalformedBundle("a JSON object has the same key twice")
     return record
 
@@ -145,11 +145,13 @@ def _no_constant(name: str) -> float:
     raise MalformedBundle(f"{name} is not JSON")
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _dump(record: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(
-            record, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
+        return _ENCODER.encode(record).encode()
     except UnicodeEncodeError as error:  # lone surrogates have no UTF-8
         raise MalformedBundle("a text is not valid Unicode") from error
 
@@ -225,8 +227,7 @@ def _bytes(item: Any) -> bytes:
 
 def _fields(item: Any, *names: str) -> None:
     if not isinstance(item, dict) or sorted(item) != sorted(names):
-        wanted = ", ".join(names)
-        raise MalformedBundle("a bundle's object has other fields than these", expected=wanted)
+        raise MalformedBundle(f"a bundle's object has other fields than {', '.join(names)}")
 
 
 def _list(items: Any, most: int) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Final
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent, MalformedBundle
 
 SALT_BYTES: Final = 32
-_DOMAIN: Final = b"rlhf-audit/commitment/v1\x00"
+COMMITMENT_DOMAIN: Final = b"rlhf-audit/commitment/v1\x00"
 _MAX_PATH_BYTES: Final = 0xFFFF
 
 
@@ -45,7 +45,7 @@ def commit(opening: Opening) -> bytes:
     path = opening.path.encode()
     if len(opening.salt) != SALT_BYTES or len(path) > _MAX_PATH_BYTES:
         raise MalformedBundle("a salt must be 32 bytes, and a field's name at most 65,535")
-    message = _DOMAIN + len(path).to_bytes(2, "big") + path + opening.value
+    message = COMMITMENT_DOMAIN + len(path).to_bytes(2, "big") + path + opening.value
     return hmac.digest(opening.salt, message, hashlib.sha256)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 from alembic import command
@@ -23,15 +26,22 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, NoSuchModuleError, Operati
 
 from rlhf_audit_trail.ledger.store import postgresql
 from rlhf_audit_trail.ledger.store.errors import LedgerTooNew, NotDurable, StoreError
+from rlhf_audit_trail.ledger.store.gate import Gate
 from rlhf_audit_trail.ledger.store.models import key_metadata, ledger_metadata
 
 __all__ = [
     "LedgerTooNew",
     "NotDurable",
     "StoreError",
+    "claim_indices",
+    "fetch_first",
+    "go_on",
+    "hold_still",
+    "insert_columns",
     "insert_missing",
     "insert_rows",
     "keys_engine",
+    "leave_connections",
     "ledger_engine",
     "migrate",
     "renew",
@@ -44,6 +54,7 @@ _BUSY_TIMEOUT_MS: Final = 30_000  # another process may hold the write lock for 
 _ALEMBIC: Final = threading.Lock()  # it keeps what it is working on in module globals
 _PATIENCE_S: Final = 30
 _PAUSE_S: Final = 0.05
+_STATEMENT_ROWS_MAX: Final = 512  # SQLite takes 32,766 parameters in one statement
 
 Outcome = TypeVar("Outcome")
 
@@ -61,7 +72,14 @@ def ledger_engine(url: str, *, read_only: bool = False) -> Engine:
 
 
 def keys_engine(url: str, *, read_only: bool = False) -> Engine:
-    """Open the vault's key database; the same conditions as `ledger_engine`."""
+    """Open the vault's key database; the same conditions as `ledger_engine`.
+
+    A new SQLite file is readable by its owner only, and so are those SQLite puts beside it.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database and not read_only:
+        with suppress(OSError):  # there is no such directory: opening says so
+            Path(parsed.database).touch(mode=0o600)
     return _open(url, "key_versions", key_metadata, read_only)
 
 
@@ -71,6 +89,9 @@ def _open(url: str, versions: str, metadata: MetaData, read_only: bool) -> Engin
         settings = _sqlite_reading if read_only else _sqlite_settings
         event.listen(engine, "connect", settings)
         event.listen(engine, "begin", _sqlite_begin)
+    gate = _GATES[engine] = Gate()
+    event.listen(engine, "checkout", gate.enter)
+    event.listen(engine, "checkin", gate.leave)
     try:
         if read_only:
             _require_newest(engine, versions)
@@ -91,11 +112,13 @@ def _open(url: str, versions: str, metadata: MetaData, read_only: bool) -> Engin
 def _engine(url: str, *, read_only: bool) -> Engine:
     parsed = make_url(url)
     kind = parsed.get_backend_name()
+    # values stay out of the driver's messages: some of them are secrets
     try:
         if kind == "postgresql":
-            return create_engine(parsed, **postgresql.engine_options(parsed, read_only=read_only))
+            options = postgresql.engine_options(parsed, read_only=read_only)
+            return create_engine(parsed, hide_parameters=True, **options)
         if kind == "sqlite":
-            return create_engine(_read_only_url(url) if read_only else url)
+            return create_engine(_read_only_url(url) if read_only else url, hide_parameters=True)
     except (ImportError, NoSuchModuleError) as error:
         raise StoreError(
             f"the database driver of {parsed.drivername} is not installed",
@@ -190,12 +213,110 @@ def renew(engine: Engine) -> None:
         postgresql.await_server(engine)
 
 
+def hold_still(engine: Engine) -> None:
+    """Wait until no thread uses the database, and let none but this one begin; see `Gate`."""
+    _GATES[engine].close()
+
+
+def go_on(engine: Engine) -> None:
+    """Let all threads use the database again."""
+    _GATES[engine].open()
+
+
+def leave_connections(engine: Engine) -> None:
+    """In a forked child: use new connections, and never touch, not even close, the old ones."""
+    _OF_PARENTS.append(engine.pool)
+    _GATES[engine].begin_anew()
+    engine.dispose(close=False)
+
+
+_OF_PARENTS: list[Any] = []  # kept, since a connection is closed when nobody holds it
+_GATES: weakref.WeakKeyDictionary[Engine, Gate] = weakref.WeakKeyDictionary()
+
+
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert many rows, all with the same columns, the fast way of the database."""
     if connection.dialect.name == "postgresql":
         postgresql.insert_rows(connection, table, rows)
     else:
         connection.execute(table.insert(), rows)
+
+
+def fetch_first(engine: Engine, query: str, parameters: tuple[Any, ...]) -> Any:
+    """Return the first row of a query, or None, in a transaction of its own.
+
+    For what is read thousands of times a second; `query` has a `?` for each parameter.
+    """
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            return connection.exec_driver_sql(query.replace("?", "%s"), parameters).first()
+    held = engine.raw_connection()
+    try:
+        return held.cursor().execute(query, parameters).fetchone()
+    finally:
+        held.close()
+
+
+def claim_indices(connection: Connection, log_number: int, count: int) -> int | None:
+    """Take the next `count` leaf indices of a log; return the first, or None if it is closed.
+
+    The log's row stays locked until the transaction ends: indices have no holes.
+    """
+    claim = "UPDATE log SET size = size + ? WHERE number = ? AND NOT closed RETURNING size"
+    if connection.dialect.name == "postgresql":
+        parameters = (count, log_number)
+        row = connection.exec_driver_sql(claim.replace("?", "%s"), parameters).first()
+    else:
+        row = _driver(connection).execute(claim, (count, log_number)).fetchone()
+    return None if row is None else int(row[0]) - count
+
+
+def insert_columns(
+    connection: Connection,
+    table: Table,
+    common: Mapping[str, Any],
+    names: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """Insert many rows by as few statements as the database takes.
+
+    Args:
+        connection: in a transaction that writes.
+        table: whose columns are `common` and `names`.
+        common: columns that have one value in all rows.
+        names: the other columns, in the order of each row's values.
+        rows: one tuple each.
+    """
+    if connection.dialect.name == "postgresql":
+        postgresql.insert_columns(connection, table, common, names, rows)
+        return
+    # One statement is one step of SQLite, in which other threads of Python run. Its text
+    # depends on the count of rows: powers of two keep the prepared ones few.
+    begin = 0
+    while begin < len(rows):
+        count = min(_STATEMENT_ROWS_MAX, 1 << ((len(rows) - begin).bit_length() - 1))
+        statement = _sqlite_insert(table.name, tuple(common), tuple(names), count)
+        values = itertools.chain(common.values(), *rows[begin : begin + count])
+        _driver(connection).execute(statement, tuple(values))
+        begin += count
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    """Reach past SQLAlchemy, which takes longer for a statement than SQLite takes to do it."""
+    found: Any = connection.connection.driver_connection
+    return cast("sqlite3.Connection", found)
+
+
+@lru_cache(maxsize=128)
+def _sqlite_insert(table: str, common: tuple[str, ...], names: tuple[str, ...], count: int) -> str:
+    shared = "".join(f"?{number + 1}," for number in range(len(common)))
+    first, width = len(common) + 1, len(names)
+    rows = (
+        f"({shared}{','.join(f'?{number}' for number in range(begin, begin + width))})"
+        for begin in range(first, first + count * width, width)
+    )
+    columns = ",".join((*common, *names))  # the models' own names
+    return f"INSERT INTO {table} ({columns}) VALUES {','.join(rows)}"  # noqa: S608
 
 
 def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,9 +19,11 @@ __all__ = [
     "HashTileRow",
     "LedgerRow",
     "LogRow",
+    "RemoteWriterRow",
     "SubjectKeyRow",
     "TreeHeadRow",
     "VaultRow",
+    "WriterTokenRow",
     "key_metadata",
     "ledger_metadata",
 ]
@@ -53,10 +55,12 @@ class LogRow(_LedgerTable, table=True):
     size: int = Field(default=0, sa_type=BigInteger)
     closed: bool = False
     created_at: str
+    # where the bytes of pruned entries went; empty while the entries are here
+    archive: str = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class EntryRow(_LedgerTable, table=True):
-    """An entry's exact bytes at their index; never updated."""
+    """An entry's exact bytes at their index; never updated, but for their removal by pruning."""
 
     __tablename__ = "entry"
     __table_args__ = (
@@ -143,6 +147,32 @@ class AnchorRow(_LedgerTable, table=True):
     block_hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     block_timestamp: int | None = Field(default=None, sa_type=BigInteger)
     created_at: str
+
+
+class WriterTokenRow(_LedgerTable, table=True):
+    """A token with which a named writer may append over HTTP; never deleted, its name never reused.
+
+    In force from the index on at which the registry log tells of the grant.
+    """
+
+    __tablename__ = "writer_token"
+    writer: str = Field(primary_key=True)
+    run_id: str  # empty: every run
+    token_digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+    created_at: str
+    granted_index: int | None = Field(default=None, sa_type=BigInteger)
+    revoked_at: str = ""  # empty: not revoked
+    revoked_index: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class RemoteWriterRow(_LedgerTable, table=True):
+    """Under which token a process appends: writer ids are public, and nobody else may use it."""
+
+    __tablename__ = "remote_writer"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    writer_id: str = Field(primary_key=True)
+    writer: str = Field(foreign_key="writer_token.writer", index=True)
+    first_seen_at: str
 
 
 class BlobRow(_LedgerTable, table=True):

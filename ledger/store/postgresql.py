@@ -17,7 +17,14 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from rlhf_audit_trail.ledger.store.errors import NotDurable
 
-__all__ = ["await_server", "begin_writing", "engine_options", "insert_rows", "is_passing"]
+__all__ = [
+    "await_server",
+    "begin_writing",
+    "engine_options",
+    "insert_columns",
+    "insert_rows",
+    "is_passing",
+]
 
 IDLE_TIMEOUT_S: Final = 5  # between two statements of one transaction we only compute
 LOCK_TIMEOUT_S: Final = 20
@@ -87,26 +94,46 @@ def begin_writing(connection: Connection, *, is_migration: bool) -> None:
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert many different rows by one statement, a column an array.
+    """Insert many different rows by one statement; see `insert_columns`."""
+    names = tuple(rows[0])
+    values = [tuple(row[name] for name in names) for row in rows]
+    # encoding arrays is most of our own work: what all rows have in common is sent once
+    columns = dict(zip(names, zip(*values, strict=True), strict=True))
+    common = {
+        name: column[0]
+        for name, column in columns.items()
+        if len(column) > 1 and column.count(column[0]) == len(column)
+    }
+    varied = [number for number, name in enumerate(names) if name not in common]
+    insert_columns(
+        connection,
+        table,
+        common,
+        [names[number] for number in varied],
+        [tuple(row[number] for number in varied) for row in values],
+    )
+
+
+def insert_columns(
+    connection: Connection,
+    table: Table,
+    common: Mapping[str, Any],
+    names: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """Insert many rows by one statement, a column an array.
 
     One statement in one message: a process stopped in the middle of COPY, or of a pipeline
     of statements, would hold its locks where the server's timeouts for idling do not count.
     """
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    types = {name: table.c[name].type.compile(connection.dialect) for name in columns}
-    # encoding arrays is most of our own work: what all rows have in common is sent once
-    common = {
-        name: values[0]
-        for name, values in columns.items()
-        if len(values) > 1 and values.count(values[0]) == len(values)
-    }
-    varied = {name: values for name, values in columns.items() if name not in common}
-    names = ", ".join([*common, *varied])
+    types = {name: table.c[name].type.compile(connection.dialect) for name in (*common, *names)}
+    columns = ", ".join([*common, *names])
     chosen = ", ".join([*(f"%b::{types[name]}" for name in common), "varied.*"])
-    arrays = ", ".join(f"%b::{types[name]}[]" for name in varied)
+    arrays = ", ".join(f"%b::{types[name]}[]" for name in names)
     # the names are the models' own
-    statement = f"INSERT INTO {table.name} ({names}) SELECT {chosen} FROM unnest({arrays}) varied"  # noqa: S608
-    connection.exec_driver_sql(statement, (*common.values(), *varied.values()))
+    statement = f"INSERT INTO {table.name} ({columns}) SELECT {chosen} FROM unnest({arrays}) varied"  # noqa: S608
+    values = [list(column) for column in zip(*rows, strict=True)]
+    connection.exec_driver_sql(statement, (*common.values(), *values))
 
 
 def is_passing(error: DBAPIError) -> bool:

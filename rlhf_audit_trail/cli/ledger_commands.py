@@ -1,9 +1,9 @@
-"""Commands on a ledger's own directory: init, status, prove, export, fsck."""
+"""Commands on a ledger's own directory: init, status, prove."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ from rlhf_audit_trail.cli.output import guarded, say, show_json, styled
 if TYPE_CHECKING:
     from rlhf_audit_trail.ledger.log import Log
 
-__all__ = ["export", "fsck", "init", "ledger_option", "prove", "status"]
+__all__ = ["init", "ledger_option", "prove", "status"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -64,24 +64,59 @@ def init(*, directory: Path, organisation: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @guarded
 def status(*, directory: Path, as_json: bool) -> None:
-    """Show every log: its size, the newest signed tree head, the newest anchor."""
+    """Show every log: its size, the newest signed tree head, the newest anchor.
+
+    Witnesses, mirrors and contract are asked whether this store is the newest copy. Exit
+    code 1 when one of them shows that it is not.
+    """
     from rlhf_audit_trail.ledger.log import Ledger
 
     with Ledger.open(directory) as ledger:
-        logs = [_log_status(ledger.find(run)) for run in ("registry", *ledger.runs())]
+        found = [ledger.find(run) for run in ("registry", *ledger.runs())]
+        asked = zip(found, _ask_peers(found), strict=True)
+        logs = [_log_status(log) | peers for log, peers in asked]
         record = {"organisation": ledger.settings.organisation, "logs": logs}
+    alarms = [log["alarm"] for log in logs if log["alarm"]]
     if as_json:
         show_json(record)
-        return
+        sys.exit(1 if alarms else 0)
     say(f"{'log':<40} {'entries':>10} {'signed':>10} {'anchored':>10}  state")
     for log in logs:
         say(
             f"{log['origin']:<40} {log['size']:>10,} {log['signed_size']:>10,}"
             f" {log['anchored_size']:>10,}  {log['anchor_state']}"
         )
+    for name, why in sorted({(x["peer"], x["finding"]) for log in logs for x in log["silent"]}):
+        say(f"no answer    {name}: {why}")
+    for alarm in alarms:
+        say(f"{styled('READ-ONLY')}  {alarm['finding']}")
+        say(f"  next: {alarm['next']}")
     behind = [log["run"] for log in logs if log["anchored_size"] < log["size"]]
+    if alarms:
+        sys.exit(1)
     if behind:
         say(f"next: rlhf-audit anchor   (not anchored to the end: {', '.join(behind)})")
+
+
+def _ask_peers(logs: list[Log]) -> Iterator[dict[str, Any]]:
+    """Yield for each log what contradicts it and who is silent; nobody answers: ask no more."""
+    is_heard = True
+    for log in logs:
+        if not is_heard:
+            yield {"alarm": None, "silent": []}
+            continue
+        found = log.compare()
+        is_heard = not found.is_unheard
+        silent = [
+            {"peer": x.peer, "finding": x.finding.message}
+            for x in found.answers
+            if x.state == "silent" and x.finding
+        ]
+        alarm = log.alarm and {
+            "kind": type(log.alarm).__name__, "finding": log.alarm.message,
+            "next": log.alarm.next_step,
+        }  # fmt: skip
+        yield {"alarm": alarm, "silent": silent}
 
 
 def _log_status(log: Log) -> dict[str, Any]:
@@ -115,17 +150,25 @@ def _log_status(log: Log) -> dict[str, Any]:
     metavar="FIELD",
     help="Disclose this sealed field; its value then travels in the file.",
 )
+@click.option(
+    "--archive", type=click.Path(path_type=Path), metavar="DIR",
+    help="Where the entries of a pruned run are, if not at the place where they went.",
+)  # fmt: skip
 @ledger_option
 @guarded
 def prove(
     *, run: str, indices: tuple[int, ...], output: Path | None, opened: tuple[str, ...],
-    directory: Path,
+    archive: Path | None, directory: Path,
 ) -> None:  # fmt: skip
     """Write a bundle that proves entries INDEX... of RUN under the newest signed tree head."""
     from rlhf_audit_trail.ledger.log import Ledger
+    from rlhf_audit_trail.ledger.pruning import archived_entries
 
     with Ledger.open(directory) as ledger:
         log = ledger.find(run)
+        place = archive or Path(log.archive)
+        if log.archive and place.is_dir():
+            log.read_pruned_from(archived_entries(place))
         covering = [size for size in log.anchored_sizes() if size > max(indices)]
         # the first anchor bounds the time best, the newest is the one easiest to ask for
         data = log.bundle(indices, opened=opened, anchored_sizes=covering[:1] + covering[-1:])
@@ -137,50 +180,3 @@ def prove(
     target.write_bytes(data)
     say(f"wrote {target}, {len(data):,} bytes; entries proven of {run}: {len(set(indices)):,}")
     say(f"next: rlhf-audit verify {target} --key {directory / key_file}")
-
-
-@click.command()
-@click.argument("run")
-@click.argument("target", type=click.Path(path_type=Path), metavar="DIR")
-@ledger_option
-@guarded
-def export(*, run: str, target: Path, directory: Path) -> None:
-    """Write RUN's public log to DIR: tree head, tiles, entries, keys; no sealed value.
-
-    Any client of c2sp.org/tlog-tiles can read the directory from a file server.
-    """
-    from rlhf_audit_trail.ledger.export import export_log
-    from rlhf_audit_trail.ledger.log import Ledger
-
-    with Ledger.open(directory) as ledger:
-        count, size_bytes = export_log(ledger.find(run), target)
-    say(f"wrote {count:,} files, {size_bytes:,} bytes, to {target}")
-
-
-@click.command()
-@ledger_option
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@guarded
-def fsck(*, directory: Path, as_json: bool) -> None:
-    """Check everything that is stored; exit code 0 if sound, 1 if damaged."""
-    from dataclasses import asdict
-
-    from rlhf_audit_trail.ledger.fsck import Summary, open_damaged
-    from rlhf_audit_trail.ledger.fsck import fsck as check
-
-    summary, findings = Summary(), []
-    with open_damaged(directory) as storage:
-        for finding in check(storage, summary=summary):
-            findings.append(asdict(finding))
-            if not as_json:
-                where = f"{finding.log} {finding.what} {finding.where}".strip()
-                say(f"{styled('DAMAGED')}  {where}: {finding.detail}")
-    if as_json:
-        show_json(asdict(summary) | {"sound": not findings, "findings": findings})
-    else:
-        word = styled("DAMAGED" if findings else "sound")
-        counts = f"{summary.logs:,} logs, {summary.entries:,} entries"
-        say(f"{word}  {counts}, {len(findings):,} findings")
-        if findings:
-            say("next: restore what is named from a backup or mirror; do not append before")
-    sys.exit(1 if findings else 0)

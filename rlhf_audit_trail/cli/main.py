@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
+from keyword import iskeyword
 from typing import Final
 
 import click
@@ -18,13 +19,18 @@ _COMMANDS: Final = {
     "init": ("ledger_commands", "Make a ledger in a new directory."),
     "demo": ("demo_command", "Train, record, anchor, prove, verify, and attack: the whole path."),
     "serve": ("serve_command", "Serve the public log and the verifier over HTTP."),
+    "writer": ("writer_command", "Let other machines append to a run over HTTP."),
     "status": ("ledger_commands", "Show runs, their sizes, signed and anchored tree heads."),
     "anvil": ("anvil_command", "Run the local development chain of anvil.toml."),
     "anchor": ("chain_commands", "Sign the newest tree heads and anchor them on the chain."),
     "prove": ("ledger_commands", "Write a bundle that proves entries of a run."),
     "verify": ("verify_command", "Check a bundle: unchanged? and by whom?"),
-    "export": ("ledger_commands", "Write a run's public log as a static directory."),
-    "fsck": ("ledger_commands", "Check everything that is stored."),
+    "export": ("backup_commands", "Write a run's public log as a static directory."),
+    "import": ("backup_commands", "Bring entries back from an export or mirror."),
+    "mirror": ("backup_commands", "Follow a public log into a directory."),
+    "prune": ("backup_commands", "Move a closed run's entries to an archive; proofs stay."),
+    "fsck": ("fsck_command", "Check everything that is stored."),
+    "keys": ("keys_command", "Show, rotate and retire the keys that sign; trace a log's keys."),
     "monitor": ("monitor_command", "Follow a public log, and say when it contradicts itself."),
     "witness": ("witness_command", "Watch other people's logs, and ask witnesses about yours."),
 }
@@ -43,7 +49,8 @@ class _LazyGroup(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             ctx.fail(f"No such command {cmd_name!r}.{hint}")
         module = import_module(f"rlhf_audit_trail.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

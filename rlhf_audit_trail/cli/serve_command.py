@@ -24,7 +24,11 @@ __all__ = ["serve"]
 )
 @guarded
 def serve(*, directory: Path, host: str, port: int) -> None:
-    """Serve the public log (tiles, proofs, bundles) and POST /api/v1/verify."""
+    """Serve the public log (tiles, proofs, bundles) and POST /api/v1/verify.
+
+    Writers with a token (rlhf-audit writer) append here. Their tokens and values travel in
+    clear: for more than this machine or a private network, put a TLS proxy in front.
+    """
     import uvicorn
 
     from rlhf_audit_trail.api.app import create_app

@@ -61,6 +61,11 @@ class UnreadableFile(AuditTrailError):
     metavar="ADDRESS",
     help="With --rpc: TreeHeadAnchor; its well-known address if left out.",
 )
+@click.option(
+    "--log-id",
+    metavar="HEX",
+    help="With --rpc: the log's id on the chain, if the keys you pin are not its first ones.",
+)
 @click.option("--accept-unpinned", is_flag=True, help="Be content without knowing who signed.")
 @click.option("--accept-unanchored", is_flag=True, help="Be content without an anchor.")
 @click.option("--json", "as_json", is_flag=True, help="Print rlhf-audit/verify-result/v1.")
@@ -74,6 +79,7 @@ def verify(
     chain_id: int | None,
     publisher: str | None,
     contract: str | None,
+    log_id: str | None,
     accept_unpinned: bool,
     accept_unanchored: bool,
     as_json: bool,
@@ -83,7 +89,7 @@ def verify(
     FILE is a bundle, or - for standard input. Without a key from a place you trust the
     answer is at best INCONCLUSIVE: a key that came inside the file proves nothing.
     """
-    trust = _trust(keys, trust_policy, chain_id, publisher, contract)
+    trust = _trust(keys, trust_policy, chain_id, publisher, contract, log_id)
     if rpc and trust.anchor is None:
         raise click.UsageError("--rpc needs --chain-id and --publisher, or a --trust-policy")
     data = _read(bundle)
@@ -111,6 +117,7 @@ def _trust(
     chain_id: int | None,
     publisher: str | None,
     contract: str | None,
+    log_id: str | None,
 ) -> Trust:
     """Join flags and policy file; a flag that contradicts the file is refused."""
     pinned: tuple[VerifierKey, ...] = ()
@@ -127,9 +134,12 @@ def _trust(
         if anchor is not None:
             raise click.UsageError("the chain stands in the trust policy; leave out its flags")
         anchor = anchor_trust(
-            chain_id=chain_id, contract=contract or _known_contract(), publisher=publisher
+            chain_id=chain_id,
+            contract=contract or _known_contract(),
+            publisher=publisher,
+            log_id=log_id,
         )
-    elif (chain_id, publisher, contract) != (None, None, None):
+    elif (chain_id, publisher, contract, log_id) != (None, None, None, None):
         raise click.UsageError("--chain-id and --publisher belong together")
     return Trust(pinned, anchor)
 
@@ -169,7 +179,7 @@ def _ask_chain(url: str, trust: Trust, data: bytes) -> tuple[tuple[OnChain, ...]
                 chain_id=trust.anchor.chain_id,
                 contract=trust.anchor.contract,
                 publisher=trust.anchor.publisher,
-                log_id=log_id(signers[0]),
+                log_id=trust.anchor.log_id or log_id(signers[0]),
                 tree_size=size,
             )
             if said is not None and said.root == root and said.state != "finalized":

@@ -144,8 +144,9 @@ def evidence(*, directory: Path, as_json: bool) -> None:
 @witness.command()
 @click.argument("runs", nargs=-1, metavar="[RUN...]")
 @click.option(
-    "--policy", "policy_file", required=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="tlog-policy with the witnesses, their addresses, and the quorum.",
+    "--policy", "policy_file", type=click.Path(path_type=Path), metavar="FILE",
+    help="tlog-policy with the witnesses, their addresses, and the quorum; "
+    "otherwise that of rlhf-audit.toml.",
 )  # fmt: skip
 @click.option(
     "--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1),
@@ -155,8 +156,9 @@ def evidence(*, directory: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @guarded
 def collect(
-    *, runs: tuple[str, ...], policy_file: Path, timeout: float, directory: Path, as_json: bool
-) -> None:
+    *, runs: tuple[str, ...], policy_file: Path | None, timeout: float, directory: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Ask witnesses to cosign the newest signed tree head of RUN..., or of every log.
 
     Exit code 0 when the quorum is met, 1 when a witness shows that a log was rolled back or
@@ -164,8 +166,11 @@ def collect(
     """
     from rlhf_audit_trail.ledger.log import Ledger
 
-    policy = read_policy(policy_file)
+    policy = read_policy(policy_file) if policy_file else None
     with Ledger.open(directory) as ledger:
+        policy = policy or ledger.watch.policy
+        if policy is None:
+            raise click.UsageError("name a policy with --policy, or in rlhf-audit.toml")
         names = runs or ("registry", *ledger.runs())
         rounds = list(_collect(ledger, [ledger.find(name) for name in names], policy, timeout))
     if as_json:
@@ -185,7 +190,11 @@ def _collect(ledger: Ledger, logs: list[Log], policy: TlogPolicy, timeout_s: flo
         if log.published() is None:
             say(f"{log.origin}  has no signed tree head yet")
             continue
-        yield collect_for(ledger.engine, log, policy, timeout_s=timeout_s)
+        found = collect_for(ledger.engine, log, policy, timeout_s=timeout_s)
+        for outcome in found.alarms:  # the log is read-only from here on, in every process
+            if outcome.head is not None:
+                log.heed(outcome.head)
+        yield found
 
 
 def _as_json(round_: Collection) -> dict[str, Any]:
@@ -208,16 +217,12 @@ def _print(round_: Collection) -> None:
         say(f"  {item.state:<9} {item.witness}  {item.finding.message if item.finding else ''}")
         if item.evidence:
             say("".join(f"    {line}\n" for line in item.evidence.split("\n")[:3]).rstrip())
+        if item.finding and item.state == "alarm":
+            say(f"  next: {item.finding.next_step}")
 
 
 def read_policy(path: Path) -> TlogPolicy:
     """Read a tlog-policy file; raises InvalidPolicy."""
-    from rlhf_audit_trail.ledger.tlog_policy import MAX_POLICY_BYTES, InvalidPolicy, parse_policy
+    from rlhf_audit_trail.ledger.tlog_policy import read_policy as read
 
-    try:
-        with path.open("rb") as file:
-            return parse_policy(file.read(MAX_POLICY_BYTES + 1))
-    except OSError as error:
-        raise InvalidPolicy(
-            f"cannot read the policy {path}: {error.strerror}", next_step="check the file's name"
-        ) from error
+    return read(path)

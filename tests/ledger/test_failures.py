@@ -189,7 +189,7 @@ def test_one_log_that_fails_does_not_confuse_the_other(ledger, annotation):
 
 def test_a_full_queue_over_a_failing_store_comes_to_an_end(ledger, annotation, monkeypatch):
     log = ledger.open_run("run42")
-    monkeypatch.setattr(ledger._writer._queue, "maxsize", 3)
+    monkeypatch.setattr(writer, "QUEUE_ENTRIES_MAX", 3)
     lost = []
 
     def work():

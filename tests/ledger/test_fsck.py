@@ -53,8 +53,8 @@ def test_an_open_ledger_can_be_checked_while_it_is_appended_to(ledger, annotatio
     log.record_many(annotation(number) for number in range(600))[-1].result()
     seen = []
 
-    def progress(origin, done, size):
-        seen.append((origin, done, size))
+    def progress(come):
+        seen.append((come.origin, come.done, come.size))
         log.record(annotation(0)).result()
         log.publish()
 
@@ -124,7 +124,7 @@ DAMAGE = {
         ["UPDATE entry SET leaf_index = -1 WHERE log_number = RUN AND leaf_index = 599",
          "UPDATE vault SET leaf_index = -1 WHERE log_number = RUN AND leaf_index = 599",
          "UPDATE log SET size = 599 WHERE run_id = 'run42'"],
-        {("run42", "entry", "index -1"), ("run42", "tree_head", "size 600")},
+        {("run42", "entry", "index -1"), ("run42", "vault", "index -1"), ("run42", "tree_head", "size 600")},
     ),
     "a tail put very far away": (
         ["UPDATE entry SET leaf_index = 1 << 60 WHERE log_number = RUN AND leaf_index = 599",

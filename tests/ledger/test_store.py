@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import OperationalError
@@ -15,8 +16,10 @@ from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.store.database import (
     LedgerTooNew,
     StoreError,
+    _config,
     keys_engine,
     ledger_engine,
+    writing,
 )
 from rlhf_audit_trail.ledger.store.models import key_metadata, ledger_metadata
 
@@ -82,3 +85,31 @@ def test_a_path_with_odd_characters_opens_both_ways(tmp_path):
         assert ledger.registry.size == 1
     with open_damaged(directory) as storage:
         assert storage.settings.organisation == "acme.example"
+
+
+def test_only_the_owner_can_read_the_subjects_secrets(ledger, annotation):
+    ledger.open_run("run42").record(annotation(0)).result()
+    files = [path for path in ledger.directory.iterdir() if path.name.startswith("vault-keys.db")]
+    assert len(files) >= 2  # the database, and what SQLite keeps beside it
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_ledger_of_an_older_version_gets_the_nodes_above_its_tiles(directory, annotation):
+    """What 0003 computes is what the tree itself would have kept."""
+    with Ledger.create(directory, organisation="acme.example") as ledger:
+        log = ledger.open_run("run42")
+        log.record_many(annotation(number) for number in range(600))[-1].result()
+    query = "SELECT level, tile_index, inner_nodes FROM hash_tile ORDER BY level, tile_index"
+    with closing(sqlite3.connect(directory / "ledger.db")) as connection:
+        kept = connection.execute(query).fetchall()
+    assert len(kept) == 2
+    url = f"sqlite:///{directory / 'ledger.db'}"
+    engine = ledger_engine(url)
+    with writing(engine, is_migration=True) as connection:
+        config = _config("ledger_versions")
+        config.attributes |= {"connection": connection, "metadata": ledger_metadata}
+        command.downgrade(config, "0002_cosignatures")
+    engine.dispose()
+    ledger_engine(url).dispose()
+    with closing(sqlite3.connect(directory / "ledger.db")) as connection:
+        assert connection.execute(query).fetchall() == kept

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import closing
 
+import alembic.command
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -23,6 +24,8 @@ from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.proof.note import SignatureLine
 from rlhf_audit_trail.ledger.proof.tree_head import TreeHead
 from rlhf_audit_trail.ledger.reading import Forked, NotPublished, RolledBack
+from rlhf_audit_trail.ledger.store import database
+from rlhf_audit_trail.ledger.store.models import ledger_metadata
 from rlhf_audit_trail.ledger.tlog_policy import (
     Group,
     PolicyLog,
@@ -399,10 +402,11 @@ def test_fsck_verifies_cosignatures_again(
 
 @pytest.mark.usefixtures("log")
 def test_a_ledger_from_before_witnesses_is_upgraded(directory, ledger):
+    config = database._config("ledger_versions")
+    with database.writing(ledger.engine, is_migration=True) as connection:
+        config.attributes |= {"connection": connection, "metadata": ledger_metadata}
+        alembic.command.downgrade(config, "0001_first")
     ledger.close()
-    with closing(sqlite3.connect(directory / "ledger.db")) as connection, connection:
-        connection.execute("DROP TABLE cosignature")
-        connection.execute("UPDATE alembic_version SET version_num = '0001_first'")
     with Ledger.open(directory) as again:
         found = again.find("run42")
         assert found.served_note() == str(found.published().note)

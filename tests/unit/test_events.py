@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_audit_trail.ledger.drafts import encode_entry
 from rlhf_audit_trail.ledger.events import (
     KINDS,
     MAX_ENTRY_BYTES,
     EntryTooLarge,
     Event,
     InvalidEvent,
-    encode_entry,
     encode_value,
 )
 from rlhf_audit_trail.ledger.proof.bundle import parse_json

@@ -1,4 +1,4 @@
-"""What fsck looks at and what it says: a damaged ledger opened read-only, findings, counts.
+"""What fsck looks at: a ledger's stores, opened read-only however damaged they are.
 
 `Ledger.open` refuses a store that contradicts what was signed. That is right for whoever
 wants to append, and useless to whoever wants to know what is broken.
@@ -6,24 +6,17 @@ wants to append, and useless to whoever wants to know what is broken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from sqlalchemy import ColumnElement, Connection, Engine, LargeBinary, cast, func
+from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
 
 from rlhf_audit_trail.ledger.blobs import BlobStore
 from rlhf_audit_trail.ledger.keys import read_secret
-from rlhf_audit_trail.ledger.log import (
-    GENERATED_KEY,
-    SETTINGS_FILE,
-    LedgerMissing,
-    resolve,
-)
-from rlhf_audit_trail.ledger.settings import ChainSettings, LedgerSettings, read_tables
+from rlhf_audit_trail.ledger.log import GENERATED_KEY, SETTINGS_FILE, LedgerMissing, resolve
+from rlhf_audit_trail.ledger.settings import LEDGER_TABLES, LedgerSettings, read_tables
 from rlhf_audit_trail.ledger.store.database import (
     LedgerTooNew,
     StoreError,
@@ -32,60 +25,15 @@ from rlhf_audit_trail.ledger.store.database import (
 )
 from rlhf_audit_trail.ledger.vault import Vault
 
-__all__ = [
-    "Finding",
-    "Inspectable",
-    "Storage",
-    "Summary",
-    "guarded",
-    "open_damaged",
-    "raw",
-    "text_bytes",
-]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is broken.
-
-    Attributes:
-        log: the run id, `registry`, or empty for what belongs to no log.
-        what: database, ledger, log, entry, sequence, hash_tile, tree_head, vault, registry,
-            anchor or blob.
-        where: the index, tile, size or row, for example `index 5`.
-        detail: one sentence; never a sealed value.
-    """
-
-    log: str
-    what: str
-    where: str
-    detail: str
-
-    def __str__(self) -> str:
-        """One line, for people."""
-        return f"{self.log or 'ledger'}: {self.what} {self.where}: {self.detail}"
-
-
-@dataclass
-class Summary:
-    """How much was checked; `findings` is 0 for a sound ledger.
-
-    `erased` counts vault rows whose subject's secret is gone: that is no damage.
-    """
-
-    logs: int = 0
-    entries: int = 0
-    hash_tiles: int = 0
-    tree_heads: int = 0
-    vault_rows: int = 0
-    erased: int = 0
-    anchors: int = 0
-    blobs: int = 0
-    findings: int = 0
+__all__ = ["Inspectable", "Storage", "open_damaged"]
 
 
 class Inspectable(Protocol):
     """What fsck needs; `Ledger` has it, and so has a `Storage` that no `Ledger` would open."""
+
+    @property
+    def directory(self) -> Path:
+        """The ledger's directory, from which other processes can open it again."""
 
     @property
     def settings(self) -> LedgerSettings:
@@ -93,7 +41,7 @@ class Inspectable(Protocol):
 
     @property
     def secret(self) -> bytes:
-        """The operator's secret, from which every log's keys are derived."""
+        """The operator's first secret, from which every log's first keys are derived."""
 
     @property
     def engine(self) -> Engine:
@@ -112,6 +60,7 @@ class Inspectable(Protocol):
 class Storage:
     """A ledger's stores, opened to look and never to write."""
 
+    directory: Path
     settings: LedgerSettings
     secret: bytes
     engine: Engine
@@ -145,8 +94,7 @@ def open_damaged(directory: Path | str) -> Storage:
         raise LedgerMissing(
             f"there is no ledger in {path}", next_step="check the path; nothing was changed"
         )
-    tables: dict[str, type[Any]] = {"ledger": LedgerSettings, "chain": ChainSettings}
-    settings: LedgerSettings = read_tables(path / SETTINGS_FILE, tables)["ledger"]
+    settings: LedgerSettings = read_tables(path / SETTINGS_FILE, LEDGER_TABLES)["ledger"]
     secret = read_secret(path / GENERATED_KEY)
     engine = ledger_engine(_in_directory(settings.database, path), read_only=True)
     try:
@@ -159,7 +107,7 @@ def open_damaged(directory: Path | str) -> Storage:
     except StoreError:  # without it everything but the sealed values can still be checked
         keys = None
     vault = None if keys is None else Vault(keys, secret)
-    return Storage(settings, secret, engine, vault, BlobStore(engine, path / "blobs"), keys)
+    return Storage(path, settings, secret, engine, vault, BlobStore(engine, path / "blobs"), keys)
 
 
 def _in_directory(url: str, directory: Path) -> str:
@@ -168,24 +116,3 @@ def _in_directory(url: str, directory: Path) -> str:
     if found.get_backend_name() == "sqlite" and name and not Path(name).is_file():
         raise StoreError(f"the database {name} is missing", next_step="restore it from a backup")
     return found.render_as_string(hide_password=False)
-
-
-def guarded(log: str, where: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Pass findings on; a database that fails while being read is one more finding."""
-    try:
-        yield from findings
-    except DBAPIError as error:
-        words = str(error.orig).split("\n", 1)[0]
-        yield Finding(log, "database", where, f"reading it failed, the rest is unknown: {words}")
-
-
-def raw(value: object) -> bytes | None:
-    """Return a column's bytes, or None where SQLite holds something that is not bytes."""
-    return bytes(value) if isinstance(value, bytes | memoryview | bytearray) else None
-
-
-def text_bytes(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Select a text as its UTF-8 bytes: in a damaged SQLite file it need not be UTF-8."""
-    if connection.dialect.name == "postgresql":  # whose cast would read backslashes as escapes
-        return func.convert_to(column, "UTF8")
-    return cast(column, LargeBinary)
