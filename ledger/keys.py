@@ -31,6 +31,7 @@ from rlhf_audit_trail.ledger.proof.note import Algorithm, Note, SignatureLine, V
 from rlhf_audit_trail.ledger.proof.tree_head import TreeHead, mldsa_message
 
 __all__ = [
+    "GENERATED_KEY",
     "SECRET_BYTES",
     "BadKeyFile",
     "KeyMissing",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 SECRET_BYTES: Final = 32
+GENERATED_KEY: Final = "operator.key"  # generation 1; later ones are numbered
 
 
 class BadKeyFile(AuditTrailError):

@@ -7,24 +7,22 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, select
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from rlhf_audit_trail.ledger.appending import Log, LossPolicy, RunClosed, now_text
 from rlhf_audit_trail.ledger.batches import Batch
 from rlhf_audit_trail.ledger.blobs import BlobStore
+from rlhf_audit_trail.ledger.committing import Committer
 from rlhf_audit_trail.ledger.events import Event
-from rlhf_audit_trail.ledger.files import write_whole
 from rlhf_audit_trail.ledger.forks import finish_at_exit, survive_forks
 from rlhf_audit_trail.ledger.guard import Peer
 from rlhf_audit_trail.ledger.keyring import KeyRing, KeysChanged
-from rlhf_audit_trail.ledger.keys import OperatorSecrets, write_secret
+from rlhf_audit_trail.ledger.keys import GENERATED_KEY, OperatorSecrets, write_secret
+from rlhf_audit_trail.ledger.location import missing_file, parse_url, resolve
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.reading import (
     EntryMissing,
@@ -51,14 +49,14 @@ from rlhf_audit_trail.ledger.store.database import (
     keys_engine,
     leave_connections,
     ledger_engine,
-    renew,
     transact,
 )
 from rlhf_audit_trail.ledger.store.errors import StoreError
 from rlhf_audit_trail.ledger.succession import REGISTRY, KeyHistory
 from rlhf_audit_trail.ledger.vault import Vault
+from rlhf_audit_trail.ledger.vkey_file import WrongLedger, write_key_file
 from rlhf_audit_trail.ledger.watch import Watch
-from rlhf_audit_trail.ledger.writer import AppendFailed, Receipt, Ticket, Writer, WriterClosed
+from rlhf_audit_trail.ledger.writer import AppendFailed, Receipt, Writer, WriterClosed
 
 __all__ = [
     "GENERATED_KEY",
@@ -83,7 +81,6 @@ __all__ = [
 SETTINGS_FILE: Final = "rlhf-audit.toml"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ORGANISATION: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}(:[0-9]{1,5})?")
-GENERATED_KEY: Final = "operator.key"
 _ANNOUNCEMENTS_MAX: Final = 4
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
@@ -96,10 +93,6 @@ class LedgerMissing(AuditTrailError):
 
 class LedgerExists(AuditTrailError):
     """A ledger, or something else, is already there."""
-
-
-class WrongLedger(AuditTrailError):
-    """The database belongs to another organisation, or another operator key signs in it."""
 
 
 class InvalidName(AuditTrailError):
@@ -146,7 +139,8 @@ class Ledger:
         self._logs: dict[str, Log] = {}
         self._lock = threading.RLock()
         self._policy = LossPolicy(settings.on_loss == STRICT, settings.queue_wait_ms / 1000)
-        self._writer: Writer[Batch] = self._make_writer()
+        self._committer = Committer(self.engine, self._logs)
+        self._writer: Writer[Batch] = self._committer.make_writer(lambda: finish_at_exit(self))
         survive_forks(self)
         try:
             self.watch.begin(self.engine, self.find)
@@ -234,10 +228,10 @@ class Ledger:
                 f"{settings.organisation!r} cannot name an organisation",
                 next_step=f"correct `organisation` in {SETTINGS_FILE}",
             )
-        own = _url(settings.database).get_backend_name() == "sqlite"
+        own = parse_url(settings.database).get_backend_name() == "sqlite"
         # beside a shared database, a new machine begins with no secrets of its own
         for url in (settings.database, settings.keys_database) if own else ():
-            if must_exist and (missing := _missing_file(url, path)):
+            if must_exist and (missing := missing_file(url, path)):
                 raise StoreError(
                     f"the database {missing} is missing",
                     next_step="restore it from a backup; a new one would hide what was lost",
@@ -317,16 +311,6 @@ class Ledger:
         if failure is not None:
             raise failure
 
-    def _make_writer(self) -> Writer[Batch]:
-        return Writer(
-            self._commit,
-            self._lost,
-            prepare=lambda ticket: self._logs[ticket.log].encode([ticket]),
-            is_light=lambda batch: batch.is_light,
-            # see to it that the last entry is stored, too
-            started=lambda: finish_at_exit(self),
-        )
-
     def hold_still(self) -> None:
         """Return when no thread uses the databases, and keep other threads from them."""
         for engine in (self.engine, self._keys_engine):
@@ -340,7 +324,7 @@ class Ledger:
     def begin_anew(self) -> None:
         """In a forked child: nothing of the parent's is used, neither threads nor connections."""
         self._lock = threading.RLock()
-        self._writer = self._make_writer()
+        self._writer = self._committer.make_writer(lambda: finish_at_exit(self))
         for engine in (self.engine, self._keys_engine):
             leave_connections(engine)
         self.vault.begin_anew()
@@ -452,81 +436,7 @@ class Ledger:
         return self.directory / "keys" / f"{run_id}.vkey"
 
     def write_key_file(self, run_id: str, history: KeyHistory) -> Path:
-        """Bring the file with a log's public keys to what signs its next tree head.
-
-        Raises:
-            WrongLedger: the file holds keys that the log never had.
-        """
+        """Bring the file with a log's public keys to what signs its next tree head; return it."""
         path = self.key_file(run_id)
-        text = history.eras[-1].key_text
-        found = path.read_text("utf-8") if path.is_file() else None
-        if found is None or any(found == era.key_text for era in history.eras[:-1]):
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, text)
-        elif found != text:  # the file that auditors are told to pin
-            raise WrongLedger(
-                f"{path} holds other keys than {GENERATED_KEY} gives",
-                next_step=f"restore {GENERATED_KEY} and the organisation the ledger was made with",
-            )
+        write_key_file(path, history)
         return path
-
-    def _commit(self, tickets: Sequence[Ticket[Batch]], retry: bool) -> None:  # noqa: FBT001 - the writer's callback
-        """Make a group durable: indices, tree and rows in one transaction."""
-        by_log: dict[str, list[Ticket[Batch]]] = {}
-        for ticket in tickets:
-            by_log.setdefault(ticket.log, []).append(ticket)
-        # always in the same order: two processes must not each wait for the other's next log
-        logs = sorted((self._logs[run_id] for run_id in by_log), key=lambda log: log.number)
-        for log in logs:
-            log.encode(by_log[log.run_id])
-        if retry:  # a failed commit leaves a connection in doubt: look through new ones
-            renew(self.engine)
-
-        def work(connection: Connection) -> None:
-            nonlocal retry
-            is_again, retry = retry, True
-            for log in logs:
-                if is_again:
-                    log.forget_tree()
-                log.assign(connection, by_log[log.run_id], retry=is_again)
-
-        try:
-            transact(self.engine, work)
-        except BaseException:
-            for log in logs:
-                log.forget_tree()
-            raise
-
-    def _lost(self, tickets: Sequence[Ticket[Batch]]) -> None:
-        for ticket in tickets:
-            self._logs[ticket.log].note_loss(ticket)
-
-
-def _missing_file(url: str, directory: Path) -> str:
-    """Return the path of an SQLite database that is not there, else nothing."""
-    parsed = make_url(resolve(url, directory))
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        return ""
-    return "" if Path(parsed.database).is_file() else parsed.database
-
-
-def _url(url: str) -> URL:
-    try:
-        return make_url(url)
-    except ArgumentError as error:
-        raise SettingsError(
-            "a database in rlhf-audit.toml is not a URL",
-            next_step="write sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME",
-        ) from error
-
-
-def resolve(url: str, directory: Path) -> str:
-    """Make a relative SQLite path one below the ledger's directory.
-
-    Raises:
-        SettingsError: not a URL.
-    """
-    parsed = _url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        parsed = parsed.set(database=str(directory / parsed.database))
-    return parsed.render_as_string(hide_password=False)

@@ -154,8 +154,9 @@ class _RangeCheck:
         return nodes
 
     def _compare(self, tile_index: int, stored: StoredTile, nodes: list[bytes]) -> None:
-        self._report.summary.hash_tiles += 1
-        if len(nodes[0]) == TILE_WIDTH * HASH_BYTES:
+        is_known = len(nodes[0]) == TILE_WIDTH * HASH_BYTES
+        self._report.summary.hash_tiles += is_known or stored.hashes is not None
+        if is_known:
             tile = FullTile(0, tile_index, nodes[0], b"".join(nodes[1:]))
             self._report.findings += self._tiles.compare(tile, stored)
         elif stored.hashes is not None:  # a leaf is lost because this tile could not tell it

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from rlhf_audit_trail.cli.main import main
 from rlhf_audit_trail.ledger.bearer import TOKEN_VARIABLE, token_digest
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.fsck import fsck, open_damaged
@@ -26,22 +25,21 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "ledger"
 
 
-def writer(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "rlhf_audit_trail.cli", "writer", *arguments]
-    environment = os.environ | {"RLHF_AUDIT_LEDGER": str(directory), "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def writer(directory: Path, *arguments: str) -> Result:
+    environment = {"RLHF_AUDIT_LEDGER": str(directory), "NO_COLOR": "1"}
+    return CliRunner(env=environment).invoke(main, ["writer", *arguments])
 
 
 def added(directory: Path, *arguments: str) -> str:
     done = writer(directory, "add", *arguments, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     token: str = json.loads(done.stdout)["token"]
     return token
 
 
 def test_a_token_from_its_making_to_its_end(directory: Path) -> None:
     done = writer(directory, "add", "gpu-1", "--run", "run-42")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert "opened the run run-42, which was new" in done.stdout
     (token,) = re.findall(r"^  (rlhfw_[\w-]{43})$", done.stdout, re.MULTILINE)
     for file in directory.rglob("*"):
@@ -51,7 +49,7 @@ def test_a_token_from_its_making_to_its_end(directory: Path) -> None:
             log.record(Event("metrics.logged", {"step": 1})).result(timeout_s=60)
         listed = json.loads(writer(directory, "list", "--json").stdout)
         done = writer(directory, "revoke", "gpu-1")
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.exit_code, done.stderr) == (0, "")
         assert re.fullmatch(r"gpu-1 is refused since \S+Z\n", done.stdout)
         late = RemoteLog(service.url, "run-42", token)
         with pytest.raises(BadToken):
@@ -89,7 +87,7 @@ def test_what_goes_wrong_says_what_to_do(directory: Path) -> None:
         (("revoke", "gpu-9"), 4, "rlhf-audit writer list"),
     ):
         done = writer(directory, *arguments)
-        assert (done.returncode, done.stdout) == (code, ""), arguments
+        assert (done.exit_code, done.stdout) == (code, ""), arguments
         assert said in done.stderr
     assert len(json.loads(writer(directory, "list", "--json").stdout)) == 1
 

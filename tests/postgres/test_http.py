@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_audit_trail.ledger.bearer import TOKEN_VARIABLE
-from rlhf_audit_trail.ledger.log import Ledger
-from rlhf_audit_trail.ledger.refusals import BadToken, NotPermitted
+from rlhf_audit_trail.ledger.refusals import BadToken, ConflictingEntry, NotPermitted
 from rlhf_audit_trail.ledger.remote import RemoteLog
 from rlhf_audit_trail.ledger.tokens import WriterTokens
 from tests.ledger.http_service import Network, serving
@@ -63,9 +62,8 @@ def test_one_service_knows_what_the_other_was_told(ledger, directory, annotation
         assert log.record(annotation(0)).result(timeout_s=60) == 0
         again = RemoteLog(second.url, "run42", token)
         again.writer_id = log.writer_id
-        receipts_ = again.record_many([annotation(0)])
-        with pytest.raises(Exception, match="stands for another entry"):  # another time of day
-            receipts_[0].result(timeout_s=60)
+        with pytest.raises(ConflictingEntry):
+            again.record(annotation(5)).result(timeout_s=60)
         thief = RemoteLog(second.url, "run42", other)
         thief.writer_id, thief._next_seq = log.writer_id, 1
         with pytest.raises(NotPermitted):
