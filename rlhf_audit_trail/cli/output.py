@@ -52,6 +52,7 @@ EXIT_BY_ERROR: Final = {
     "Erased": 3,
     "MalformedBundle": 4,
     "LedgerMissing": 4,
+    "NoExport": 4,
     "WriterMissing": 4,
     "LedgerTooNew": 4,
     "BadKeyFile": 4,

@@ -53,7 +53,7 @@ def refused(ledger):
 
 def failing_commits(ledger, monkeypatch, *, store, times):
     """Have commits fail, before or after they really stored."""
-    real, calls = ledger._commit, []
+    real, calls = ledger._writer._commit, []
 
     def commit(tickets, retry):
         calls.append(retry)
