@@ -18,6 +18,7 @@ from rlhf_audit_trail.api.models import AppendRequest, Health
 from rlhf_audit_trail.api.problems import Problem, StoreUnavailable, describe, install
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.store.errors import StoreError
+from rlhf_audit_trail.ledger.tokens import WriterTokens
 
 __all__ = ["create_app"]
 
@@ -58,6 +59,7 @@ def create_app(ledger: Ledger) -> FastAPI:
         responses=describe(400, 405, 500, StoreError, StoreUnavailable),
     )
     app.state.ledger = ledger
+    app.state.tokens = WriterTokens(ledger)
     app.state.appending = CapacityLimiter(append.APPENDS_AT_ONCE_MAX)
     for part in (router, c2sp.router, logs.router, append.router, proofs.router, verify.router):
         app.include_router(part)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Final
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -62,11 +62,6 @@ _BODY: Final = {
 }
 
 
-def _limiter(request: Request) -> CapacityLimiter:
-    limiter: CapacityLimiter = request.app.state.appending
-    return limiter
-
-
 @router.post(
     "/{run}/entries",
     summary="Append entries",
@@ -81,7 +76,6 @@ async def append(
     run: Annotated[str, Path(description="Run id.", examples=["run42"])],
     request: Request,
     ledger: LedgerOfApp,
-    limiter: Annotated[CapacityLimiter, Depends(_limiter)],
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Any:
     """Make a writer's events durable, in order, all or none; answer with their leaf indices.
@@ -91,13 +85,15 @@ async def append(
     `conflicting_entry`, and a number past the next one 409 `sequence_gap`, with `expected`.
     """
     token = credentials.credentials if credentials else ""
-    work = partial(_append, ledger, run, token, await request.body())
-    return await to_thread.run_sync(work, limiter=limiter)
+    state = request.app.state
+    work = partial(_append, ledger, state.tokens, run, token, await request.body())
+    return await to_thread.run_sync(work, limiter=state.appending)
 
 
-def _append(ledger: Ledger, run: str, token: str, body: bytes) -> AppendResult | Response:
+def _append(
+    ledger: Ledger, tokens: WriterTokens, run: str, token: str, body: bytes
+) -> AppendResult | Response:
     """Do it, in a thread that may wait; who may not append is not read any further."""
-    tokens = WriterTokens(ledger)
     writer = tokens.authenticate(token)
     writer.require_run(run)
     log = find_log(ledger, run)

@@ -18,13 +18,12 @@ from rlhf_audit_trail.api.models import BundleRequest, ConsistencyProof, Inclusi
 from rlhf_audit_trail.api.problems import BadRequest, describe
 from rlhf_audit_trail.ledger.log import Log
 from rlhf_audit_trail.ledger.proof.bundle import BUNDLE_SCHEMA, MAX_INDEX
-from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
 from rlhf_audit_trail.ledger.reading import NotPublished
-from rlhf_audit_trail.ledger.tlog_proof import TlogProof, encode_tlog_proof
 
-__all__ = ["BUNDLE_TYPE", "router", "tlog_proof"]
+__all__ = ["BUNDLE_TYPE", "COSE_TYPE", "router"]
 
 BUNDLE_TYPE: Final = "application/vnd.rlhf-audit.bundle+json"
+COSE_TYPE: Final = 'application/cose; cose-type="cose-sign1"'
 _BUNDLE: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": f"A bundle file, `{BUNDLE_SCHEMA}`: keep its bytes as they are.",
@@ -59,7 +58,7 @@ def inclusion(
     """Prove that an entry is in the newest signed tree."""
     signed = covering(log, index)
     if "text/plain" in accept and "application/json" not in accept:
-        answer: Response = PlainTextResponse(tlog_proof(log, index, signed))
+        answer: Response = PlainTextResponse(log.tlog_proof(index))
     else:
         proof = InclusionProof(
             origin=log.origin,
@@ -81,14 +80,21 @@ def inclusion(
 )
 def inclusion_file(log: LogOfPath, index: LeafIndex) -> PlainTextResponse:
     """Prove that an entry is in the newest signed tree, in the format of C2SP."""
-    return PlainTextResponse(tlog_proof(log, index, covering(log, index)))
+    return PlainTextResponse(log.tlog_proof(index))
 
 
-def tlog_proof(log: Log, leaf_index: int, signed: SignedTreeHead) -> bytes:
-    """Return a tlog-proof under a signed tree head, with its witnesses' lines."""
-    path = log.prove_inclusion(leaf_index, signed.head.size)
-    note = log.served_note(signed.head.size) or str(signed.note)
-    return encode_tlog_proof(TlogProof(leaf_index, path, note))
+@router.get(
+    "/logs/{run}/entries/{index}/receipt.cose",
+    summary="COSE receipt of inclusion",
+    response_class=Response,
+    responses={
+        200: {"description": "RFC 9942.", "content": {COSE_TYPE: {}}},
+        **describe(404, NotPublished),
+    },
+)
+def receipt(log: LogOfPath, index: LeafIndex) -> Response:
+    """Prove that an entry is in the newest signed tree, as a COSE receipt."""
+    return Response(log.cose_receipt(index), media_type=COSE_TYPE)
 
 
 @router.get(

@@ -19,9 +19,15 @@ def write_whole(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
         path: its directory must exist.
         data: the whole content.
         mode: permissions of the new file.
+
+    Raises:
+        OSError: it cannot be written; what stood there is untouched.
     """
     content = data.encode() if isinstance(data, str) else data
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:  # of the file that was asked for, not of ours beside it
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -2,6 +2,7 @@
 
 It grows the tree from the entries themselves, so each new tree head is compared with every
 entry ever served: that is stronger than a consistency proof, and needs no proof from the log.
+Where it is told how to ask a chain, the log must also hold all of what was anchored.
 Standard library, `cryptography` and the kernel; memory does not grow with the log.
 """
 
@@ -13,6 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from rlhf_audit_trail.ledger.anchor_watch import (
+    Anchored,
+    AnchorUnknown,
+    AnchorWatch,
+    require_same_history,
+)
 from rlhf_audit_trail.ledger.cosignature import CosignerKey
 from rlhf_audit_trail.ledger.proof.errors import (
     AuditTrailError,
@@ -63,6 +70,8 @@ class Sighting:
         new_entries: how many entries came since the last sighting.
         cosigned_at_s: the policy's witnesses who cosigned, and when, in POSIX seconds.
         unmet: what the policy wants and the head has not; the head is sound all the same.
+        anchored: the newest anchored head, which the log holds; None if nobody was asked, or
+            nobody answered.
     """
 
     head: TreeHead
@@ -70,6 +79,7 @@ class Sighting:
     new_entries: int
     cosigned_at_s: dict[CosignerKey, int]
     unmet: PolicyUnmet | None = None
+    anchored: Anchored | None = None
 
 
 class Monitor:
@@ -82,6 +92,7 @@ class Monitor:
         *,
         policy: TlogPolicy | None = None,
         last_note: str = "",
+        anchors: AnchorWatch | None = None,
     ) -> None:
         """Prepare to look; nothing is fetched yet.
 
@@ -90,6 +101,7 @@ class Monitor:
             keys: the log's keys, which must all sign; empty if the policy lists the log.
             policy: logs, witnesses and quorum; none is wanted if left out.
             last_note: the signed tree head of an earlier sighting, to go on from.
+            anchors: whom to ask what was anchored; nobody if left out.
 
         Raises:
             MalformedBundle, BadSignature: `last_note` is no tree head by these keys.
@@ -100,6 +112,7 @@ class Monitor:
         self._head = self._open(last_note)[0].head if last_note else None
         self._note = last_note
         self._tree: GrowingTree | None = None
+        self._anchors = anchors
 
     def look(self) -> Sighting:
         """Fetch the newest tree head, and check everything that came since the last look.
@@ -109,7 +122,9 @@ class Monitor:
             MalformedBundle: the tree head does not parse, so nobody signed it.
             PolicyUnmet: no key of the log is known, so nothing can be checked.
             NotServed, Unreachable: it could not be checked; the next look goes on.
+            AuditTrailError: the chain asked is not the pinned one.
         """
+        anchored, unknown = self._ask_chain()  # first: a log publishes before it anchors
         note = self._log.tree_head()
         try:
             signed, cosigned, unmet = self._open(note)
@@ -121,8 +136,25 @@ class Monitor:
             before = self._follow(signed.head)
         except ProofError as error:
             raise Contradiction(error, evidence_of(error, note, self._note)) from error
+        if self._anchors is not None and anchored is not None:
+            try:
+                require_same_history(anchored, signed.head, self._log)
+            except ProofError as error:
+                evidence = evidence_of(error, note, self._note, anchored)
+                raise Contradiction(error, evidence) from error
+            unmet = unmet or self._anchors.unmet(anchored, signed.head)
         self._head, self._note = signed.head, note
-        return Sighting(signed.head, note, signed.head.size - before, cosigned, unmet)
+        new_entries = signed.head.size - before
+        return Sighting(signed.head, note, new_entries, cosigned, unmet or unknown, anchored)
+
+    def _ask_chain(self) -> tuple[Anchored | None, PolicyUnmet | None]:
+        """Return what is anchored, or why it is unknown; that must not hide a contradiction."""
+        if self._anchors is None:
+            return None, None
+        try:
+            return self._anchors.source.newest(), None
+        except AnchorUnknown as error:
+            return None, PolicyUnmet(error.message, expected="the newest anchor")
 
     def _follow(self, head: TreeHead) -> int:
         """Grow the tree to `head`; return the size of the last sighting."""
@@ -169,8 +201,13 @@ class Monitor:
         return self._tree
 
 
-def evidence_of(finding: ProofError, note: str, note_before: str = "") -> bytes:
-    """Return JSON that a stranger can check: what was found, and the signed notes as served."""
+def evidence_of(
+    finding: ProofError, note: str, note_before: str = "", anchored: Anchored | None = None
+) -> bytes:
+    """Return JSON that a stranger can check: what was found, and the signed notes as served.
+
+    Where an anchor contradicts them, it says where to find it.
+    """
     record: dict[str, Any] = {
         "schema": EVIDENCE_SCHEMA,
         "found_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -181,6 +218,8 @@ def evidence_of(finding: ProofError, note: str, note_before: str = "") -> bytes:
         "tree_head_seen_before": note_before or None,
         "tree_head": note,
     }
+    if anchored is not None:
+        record["anchored"] = anchored.evidence()
     return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine, select
 
 from rlhf_audit_trail.ledger.contradictions import WAY_OUT_OF_ROLLBACK
+from rlhf_audit_trail.ledger.cose import inclusion_receipt
 from rlhf_audit_trail.ledger.guard import Comparison, Guard, PeerHead
 from rlhf_audit_trail.ledger.keyring import LogKeyRing
 from rlhf_audit_trail.ledger.keys import sign_jointly
@@ -27,10 +28,11 @@ from rlhf_audit_trail.ledger.proof.merkle import (
     verify_consistency,
 )
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, open_tree_head
-from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog
+from rlhf_audit_trail.ledger.reading import Forked, NotPublished, RolledBack, StoredLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import transact
 from rlhf_audit_trail.ledger.succession import KeyHistory
+from rlhf_audit_trail.ledger.tlog_proof import TlogProof, encode_tlog_proof
 from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = ["SigningLog", "now_text"]
@@ -91,6 +93,50 @@ class SigningLog(StoredLog):
         """Take notice of a tree head that somebody showed; it may make the log read-only."""
         with self._guarding:
             self._take(self._guard.heed(self, head))
+
+    # --- proofs in the forms of others --------------------------------------------------
+
+    def tlog_proof(self, leaf_index: int) -> bytes:
+        """Return a c2sp.org/tlog-proof of an entry, with its head's witnesses' lines.
+
+        Raises:
+            NotPublished: no signed tree head covers the entry.
+        """
+        signed = self._covering(leaf_index)
+        path = self.prove_inclusion(leaf_index, signed.head.size)
+        note = self.served_note(signed.head.size) or str(signed.note)
+        return encode_tlog_proof(TlogProof(leaf_index, path, note))
+
+    def cose_receipt(self, leaf_index: int) -> bytes:
+        """Return a COSE receipt of inclusion (RFC 9942) by the newest Ed25519 key.
+
+        Raises:
+            NotPublished: no signed tree head covers the entry, or it is the only one: its
+                empty path has no form in the RFC.
+            KeyMissing, RetiredKey: nothing can be signed here.
+        """
+        head = self._covering(leaf_index).head
+        if head.size == 1:
+            raise NotPublished(
+                f"{self.origin} has one entry, which no COSE receipt can hold",
+                next_step="ask for a bundle, or publish a larger tree first",
+            )
+        with self._engine.connect() as connection:
+            *_, newest = self._keys.signers(connection)
+        return inclusion_receipt(
+            newest, head, leaf_index, self.prove_inclusion(leaf_index, head.size)
+        )
+
+    def _covering(self, leaf_index: int) -> SignedTreeHead:
+        signed = self.published()
+        if signed is None or leaf_index >= signed.head.size:
+            raise NotPublished(
+                f"no signed tree head of {self.origin} covers entry {leaf_index:,}",
+                next_step="publish the log first: rlhf-audit anchor, or Log.publish()",
+            )
+        return signed
+
+    # --- permission ---------------------------------------------------------------------
 
     def require_writable(self) -> None:
         """Refuse to append to a store that is not the newest copy; the first call asks peers.

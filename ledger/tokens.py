@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,6 +87,7 @@ class WriterTokens:
         """Use the open `ledger`, which the caller closes."""
         self._ledger = ledger
         self._engine = ledger.engine
+        self._binding = threading.Lock()  # who waits for the store waits with one connection only
 
     # --- the operator's side ------------------------------------------------------------
 
@@ -189,9 +191,10 @@ class WriterTokens:
         with self._engine.connect() as connection:
             owner = _owner(connection, log.number, writer_id)
         if owner is None:
-            owner = transact(
-                self._engine, lambda connection: _bind(connection, token, log.number, writer_id)
-            )
+            with self._binding:
+                owner = transact(
+                    self._engine, lambda connection: _bind(connection, token, log.number, writer_id)
+                )
         if owner != token.writer:
             raise NotPermitted(
                 "another writer uses this writer id",

@@ -7,9 +7,11 @@ disagrees, not all that follows from it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Select, bindparam, func, select
@@ -24,7 +26,7 @@ from rlhf_audit_trail.ledger.fsck.columns import (
     word,
     words_of,
 )
-from rlhf_audit_trail.ledger.fsck.hash_tiles import HashTiles, StoredTile
+from rlhf_audit_trail.ledger.fsck.hash_tiles import NO_TILE, HashTiles, StoredTile
 from rlhf_audit_trail.ledger.fsck.heads import HeadCheck
 from rlhf_audit_trail.ledger.fsck.ranges import Bench, EntryRange, RangeReport, Record, SignedSize
 from rlhf_audit_trail.ledger.fsck.sealed import SealedCheck
@@ -41,6 +43,7 @@ _ENTRIES = table(models.EntryRow)
 _HEADS = table(models.TreeHeadRow)
 _COSIGNATURES = table(models.CosignatureRow)
 _LOGS = table(models.LogRow)
+_FILED: Final = itemgetter("writer_id", "kind", "run_id", "v", "seq")
 _SIZES_BEGIN: Final = -(1 << 63)
 
 
@@ -73,6 +76,7 @@ class _RangeCheck:
         self._heads = HeadCheck(bench.connection, task.log, report.summary)
         self._sealed = SealedCheck(bench, task.log, report)
         self._numbering = Numbering()
+        self._stored: dict[int, StoredTile] = {}
         self._is_pruned = task.log.is_pruned
         self._at = task.first
         self._query = self._rows_query()
@@ -120,6 +124,7 @@ class _RangeCheck:
         signed = self._heads.sizes((sizes > first) & (sizes <= end))
         tiles = {math.ceil(size / TILE_WIDTH) for size in signed}
         self._sealed.begin(first, end)
+        self._stored = self._tiles.read(0, first // TILE_WIDTH, math.ceil(end / TILE_WIDTH))
         for begin in range(first, end, TILE_WIDTH):
             self._at = begin
             stop = min(begin + TILE_WIDTH, end)
@@ -134,7 +139,7 @@ class _RangeCheck:
 
     def _tile(self, begin: int, stop: int) -> list[bytes]:
         """Check entries [begin, stop); return the nodes over those before the first lost leaf."""
-        stored = self._tiles.read(0, begin // TILE_WIDTH)
+        stored = self._stored.get(begin // TILE_WIDTH, NO_TILE)
         rows = self._read(begin, stop)
         leaves = self._leaves(rows, stored)
         if len(leaves) != stop - begin:
@@ -165,28 +170,24 @@ class _RangeCheck:
 
     def _read(self, begin: int, stop: int) -> _Rows:
         """Read the rows of a tile; what is no index is a finding, and left out."""
-        found = self._connection.execute(self._query, {"begin": begin, "stop": stop}).all()
-        self._report.summary.entries += len(found)
-        rows = [row for row in found if isinstance(row[0], int)]
-        for row in found if len(rows) < len(found) else ():
-            if row not in rows:
+        rows = self._connection.execute(self._query, {"begin": begin, "stop": stop}).all()
+        self._report.summary.entries += len(rows)
+        if _types([row[0] for row in rows]) - {int}:
+            for row in (row for row in rows if type(row[0]) is not int):
                 self._found("entry", row[0], "a surplus row: indices are whole numbers from 0")
+            rows = [row for row in rows if type(row[0]) is int]
         if not rows:
             return _NO_ROWS
         indices, writers, seqs, kinds, datas, leaves = zip(*rows, strict=True)
-        return _Rows(
-            indices,
-            [word(item) for item in writers],
-            seqs,
-            [word(item) for item in kinds],
-            [item if type(item) is bytes else raw(item) or b"" for item in datas],
-            [item if type(item) is bytes else raw(item) for item in leaves],
-        )
+        if _types(datas) != {bytes} or _types(leaves) != {bytes}:
+            datas = tuple(raw(item) or b"" for item in datas)
+            leaves = tuple(map(raw, leaves))
+        return _Rows(indices, _words(writers), seqs, _words(kinds), datas, leaves)
 
     def _leaves(self, rows: _Rows, stored: StoredTile) -> list[bytes | None]:
         """Return each row's leaf hash, computed anew."""
         leaves: list[bytes | None] = [sha256(b"\x00" + data).digest() for data in rows.datas]
-        if leaves != rows.leaves:
+        if leaves != list(rows.leaves):
             for place, (index, data) in enumerate(zip(rows.indices, rows.datas, strict=True)):
                 if leaves[place] != rows.leaves[place]:
                     in_row = rows.leaves[place]
@@ -243,25 +244,53 @@ class _RangeCheck:
     # --- what the bytes say -----------------------------------------------------------
 
     def _entries(self, rows: _Rows, begin: int, stop: int) -> None:
-        run, told = self._log.run_id, self._log.told_kinds
-        records = [self._record(*item) for item in zip(rows.indices, rows.datas, strict=True)]
-        columns = zip(rows.indices, rows.writers, rows.seqs, rows.kinds, records, strict=True)
-        for index, writer, seq, kind, record in columns:
-            said = record.get
-            if record and (
-                said("seq") != seq
-                or said("writer_id") != writer
-                or said("kind") != kind
-                or said("run_id") != run
-                or said("v") != ENTRY_VERSION
-            ):
+        records = self._records(rows)
+        if self._are_as_filed(rows, records):
+            self._number_all(rows, records)
+        else:
+            columns = (rows.indices, rows.writers, rows.seqs, rows.kinds, records)
+            for index, writer, seq, kind, record in zip(*columns, strict=True):
                 self._columns(index, record, writer, seq, kind)
-            self._number(index, said("writer_id", writer), said("seq", seq))
-            if said("kind") == "gap":
-                self._gap(record)
-            if said("kind") in told:
-                self._report.told.append((index, record))
+                self._number(index, record, writer, seq)
+        told = self._log.told_kinds
+        if told:
+            paired = zip(rows.indices, records, strict=True)
+            self._report.told += [pair for pair in paired if pair[1].get("kind") in told]
         self._sealed.check(begin, stop, rows.indices, records)
+
+    def _are_as_filed(self, rows: _Rows, records: list[Record]) -> bool:
+        """Whether all columns say what the bytes say, looked at column by column."""
+        try:
+            said = list(map(_FILED, records))
+        except KeyError:
+            return False
+        constant = itertools.repeat(self._log.run_id), itertools.repeat(ENTRY_VERSION)
+        filed = zip(rows.writers, rows.kinds, *constant, rows.seqs, strict=False)
+        # true would pass for the number 1
+        return said == list(filed) and _types([x for *_, v, seq in said for x in (v, seq)]) <= {int}
+
+    def _number_all(self, rows: _Rows, records: list[Record]) -> None:
+        """Take the numbers of a tile at once where one writer wrote all of it."""
+        writer, first = (rows.writers[0], rows.seqs[0]) if records else (None, 0)
+        count = len(records)
+        is_one = writer is not None and rows.writers.count(writer) == count
+        if is_one and "gap" not in rows.kinds and rows.seqs == tuple(range(first, first + count)):
+            self._numbering.see(str(writer), first, rows.indices[0], count)
+            return
+        for index, writer, seq, record in zip(
+            rows.indices, rows.writers, rows.seqs, records, strict=True
+        ):
+            self._number(index, record, writer, seq)
+
+    def _records(self, rows: _Rows) -> list[Record]:
+        try:  # at once, which nearly always will do
+            records = list(map(parse_json, rows.datas))
+        except MalformedBundle:
+            records = []
+        longest = max(map(len, rows.datas), default=0)
+        if records and _types(records) == {dict} and longest <= MAX_ENTRY_BYTES:
+            return records
+        return [self._record(*item) for item in zip(rows.indices, rows.datas, strict=True)]
 
     def _record(self, index: int, data: bytes) -> Record:
         """Parse an entry; empty for what is none, or was moved to an archive."""
@@ -276,17 +305,22 @@ class _RangeCheck:
         self, index: int, record: Record, writer: str | None, seq: Any, kind: str | None
     ) -> None:
         columns = {"writer_id": writer, "seq": seq, "kind": kind}
-        for name, value in (columns | {"run_id": self._log.run_id, "v": ENTRY_VERSION}).items():
+        columns |= {"run_id": self._log.run_id, "v": ENTRY_VERSION}
+        for name, value in columns.items() if record else ():
             if record.get(name) != value:
                 what = "the store files it under" if name in {"run_id", "v"} else "its column says"
                 detail = f"{name}: {what} {value!r:.80}, its bytes say {record.get(name)!r:.80}"
                 self._found("entry", index, detail)
 
-    def _number(self, index: int, writer: Any, seq: Any) -> None:
-        if type(writer) is str and type(seq) is int:
-            self._numbering.see(writer, seq, index)
+    def _number(self, index: int, record: Record, writer: str | None, seq: Any) -> None:
+        """Take an entry's number as its bytes have it, or its columns where there are none."""
+        whose, number = record.get("writer_id", writer), record.get("seq", seq)
+        if type(whose) is str and type(number) is int:
+            self._numbering.see(whose, number, index)
         else:
             self._found("entry", index, "its writer is no text, or its number no whole number")
+        if record.get("kind") == "gap":
+            self._gap(record)
 
     def _gap(self, record: Record) -> None:
         first, last = record.get("first_seq"), record.get("last_seq")
@@ -311,6 +345,16 @@ class _RangeCheck:
         self._report.findings.append(
             Finding(self._log.run_id, what, f"index {index!r:.40}", detail)
         )
+
+
+def _types(column: Sequence[Any]) -> set[type]:
+    return set(map(type, column))
+
+
+def _words(column: Sequence[Any]) -> list[str | None]:
+    """Decode a column of texts, in which few different ones stand."""
+    known = {item: word(item) for item in set(column)}
+    return [known[item] for item in column]
 
 
 def _root(nodes: list[bytes], width: int) -> bytes:

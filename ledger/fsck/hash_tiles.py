@@ -14,19 +14,21 @@ from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES, root_hash
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.tiles import INNER_BYTES, TILE_WIDTH, FullTile, tile_widths
 
-__all__ = ["HashTiles", "StoredTile"]
+__all__ = ["NO_TILE", "HashTiles", "StoredTile"]
 
 _TILES = table(models.HashTileRow)
 _TILE_BYTES: Final = TILE_WIDTH * HASH_BYTES
 _LEVELS: Final = 8  # 256**8 entries are past any size
 _SLOTS_NAMED: Final = 4
-_ONE_TILE: Final = select(
+_TILES_QUERY: Final = select(
+    _TILES.c.tile_index,
     func.substr(_TILES.c.hashes, 1, _TILE_BYTES + 1),
     func.substr(_TILES.c.inner_nodes, 1, INNER_BYTES + 1),
 ).where(
     _TILES.c.log_number == bindparam("number"),
     _TILES.c.level == bindparam("at_level"),
-    _TILES.c.tile_index == bindparam("at_index"),
+    _TILES.c.tile_index >= bindparam("first"),
+    _TILES.c.tile_index < bindparam("end"),
 )
 
 
@@ -43,6 +45,9 @@ class StoredTile(NamedTuple):
         return self.hashes[place * HASH_BYTES : (place + 1) * HASH_BYTES]
 
 
+NO_TILE: Final = StoredTile(None, None)
+
+
 class HashTiles:
     """Reads and judges the stored tiles of one log."""
 
@@ -51,11 +56,15 @@ class HashTiles:
         self._connection = connection
         self._log = log
 
-    def read(self, level: int, tile_index: int) -> StoredTile:
-        """Read a tile; no more of it than a tile can have."""
-        place = {"number": self._log.number, "at_level": level, "at_index": tile_index}
-        row = self._connection.execute(_ONE_TILE, place).first()
-        return StoredTile(None, None) if row is None else StoredTile(raw(row[0]), raw(row[1]))
+    def read(self, level: int, first: int, end: int) -> dict[int, StoredTile]:
+        """Read tiles [first, end) of a level; no more of each than a tile can have."""
+        place = {"number": self._log.number, "at_level": level, "first": first, "end": end}
+        rows = self._connection.execute(_TILES_QUERY, place)
+        return {index: StoredTile(raw(hashes), raw(inner)) for index, hashes, inner in rows}
+
+    def read_one(self, level: int, tile_index: int) -> StoredTile:
+        """Read a tile; nothing is in it if it is not stored."""
+        return self.read(level, tile_index, tile_index + 1).get(tile_index, NO_TILE)
 
     def compare(self, tile: FullTile, stored: StoredTile) -> Iterator[Finding]:
         """Compare a tile that was computed with the stored one."""
@@ -98,7 +107,7 @@ class HashTiles:
         """Whether a wrong hash is right for the stored tile below, where the fault then is."""
         if tile.level == 0:
             return False
-        below = self.read(tile.level - 1, tile.tile_index * TILE_WIDTH + place)
+        below = self.read_one(tile.level - 1, tile.tile_index * TILE_WIDTH + place)
         hashes = [below.slot(i) or b"" for i in range(TILE_WIDTH)]
         return root_hash(hashes) == stored.slot(place)
 

@@ -39,15 +39,15 @@ class Numbering:
         self._steps: list[Step] = []
         self._running: dict[str, list[int]] = {}  # first, last, index
 
-    def see(self, writer_id: str, seq: int, index: int) -> None:
-        """Take the next entry."""
+    def see(self, writer_id: str, seq: int, index: int, count: int = 1) -> None:
+        """Take the next entry, or the next `count` of them, numbered from `seq` on."""
         run = self._running.get(writer_id)
         if run is not None and run[1] + 1 == seq:
-            run[1] = seq
+            run[1] += count
             return
         if run is not None:
             self._steps.append(Step(writer_id, *run))
-        self._running[writer_id] = [seq, seq, index]
+        self._running[writer_id] = [seq, seq + count - 1, index]
 
     def cover(self, writer_id: str, first: int, last: int) -> None:
         """Take note of a `gap` event: these numbers are known not to have been recorded."""

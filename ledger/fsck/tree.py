@@ -99,7 +99,7 @@ class TreeCheck:
         for tile in self._upper.append((root,)):
             self._summary.hash_tiles += 1
             higher = FullTile(tile.level + 1, tile.tile_index, tile.hashes, tile.inner_nodes)
-            stored = self._tiles.read(higher.level, higher.tile_index)
+            stored = self._tiles.read_one(higher.level, higher.tile_index)
             yield from self._tiles.compare(higher, stored)
 
     def _root(self, rest: bytes) -> bytes:

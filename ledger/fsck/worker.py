@@ -15,6 +15,7 @@ from rlhf_audit_trail.ledger.fsck.tasks import Task
 from rlhf_audit_trail.ledger.fsck.workers import Start, WorkerFailed
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
+_GC_OBJECTS: Final = 100_000  # a tile's records are that many objects at most, and no garbage
 _SNAPSHOT: Final = re.compile(r"[0-9A-F-]{1,64}")  # as PostgreSQL names them
 
 
@@ -22,6 +23,7 @@ def main(handle: int) -> None:
     """Serve the process at the other end of the pipe `handle`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when we end
     gc.freeze()  # what was imported is here to stay
+    gc.set_threshold(_GC_OBJECTS)
     with Pipe(handle) as pipe:
         try:
             _serve(pipe)

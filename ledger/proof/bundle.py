@@ -116,9 +116,13 @@ def parse_json(data: bytes) -> Any:
     """Parse JSON without duplicate keys, NaN, bad UTF-8 or deep nesting, else MalformedBundle."""
     check_depth(data)
     try:
-        return _DECODER.decode(data.decode())
+        text = data.decode().strip(" \t\n\r")
+        value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedBundle("not JSON as RFC 8259 has it") from error
+    if end != len(text):
+        raise MalformedBundle("JSON with something after it")
+    return value
 
 
 def check_depth(data: bytes) -> None:

@@ -192,6 +192,9 @@ def transact(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
         engine: the database.
         work: done once or several times; the outcome of an earlier time is unknown, so it
             must look at what is there already.
+
+    Raises:
+        StoreError: the database, its disk or the way to it failed; nothing is known to be stored.
     """
     deadline_s = time.monotonic() + _PATIENCE_S
     while True:
@@ -200,7 +203,14 @@ def transact(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
                 return work(connection)
         except DBAPIError as error:
             may_pass = engine.dialect.name == "postgresql" and postgresql.is_passing(error)
-            if not may_pass or time.monotonic() > deadline_s:
+            if may_pass and time.monotonic() <= deadline_s:
+                pass
+            elif isinstance(error, OperationalError):
+                raise StoreError(
+                    f"the database failed: {str(error.orig).splitlines()[0]}",
+                    next_step="free disk space or repair the database, then try again",
+                ) from error
+            else:
                 raise
         time.sleep(_PAUSE_S)
         renew(engine)

@@ -14,7 +14,7 @@ from rlhf_audit_trail.cli.output import guarded, say, show_json, styled
 if TYPE_CHECKING:
     from rlhf_audit_trail.ledger.log import Log
 
-__all__ = ["init", "ledger_option", "prove", "status"]
+__all__ = ["init", "ledger_option", "status"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -131,52 +131,3 @@ def _log_status(log: Log) -> dict[str, Any]:
         "anchored_size": max(log.anchored_sizes(), default=0),
         "anchor_state": newest.state if newest else "none",
     }
-
-
-@click.command()
-@click.argument("run")
-@click.argument("indices", nargs=-1, required=True, type=click.IntRange(min=0), metavar="INDEX...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Where to write the bundle; RUN.bundle if left out, - for standard output.",
-)
-@click.option(
-    "--open",
-    "opened",
-    multiple=True,
-    metavar="FIELD",
-    help="Disclose this sealed field; its value then travels in the file.",
-)
-@click.option(
-    "--archive", type=click.Path(path_type=Path), metavar="DIR",
-    help="Where the entries of a pruned run are, if not at the place where they went.",
-)  # fmt: skip
-@ledger_option
-@guarded
-def prove(
-    *, run: str, indices: tuple[int, ...], output: Path | None, opened: tuple[str, ...],
-    archive: Path | None, directory: Path,
-) -> None:  # fmt: skip
-    """Write a bundle that proves entries INDEX... of RUN under the newest signed tree head."""
-    from rlhf_audit_trail.ledger.log import Ledger
-    from rlhf_audit_trail.ledger.pruning import archived_entries
-
-    with Ledger.open(directory) as ledger:
-        log = ledger.find(run)
-        place = archive or Path(log.archive)
-        if log.archive and place.is_dir():
-            log.read_pruned_from(archived_entries(place))
-        covering = [size for size in log.anchored_sizes() if size > max(indices)]
-        # the first anchor bounds the time best, the newest is the one easiest to ask for
-        data = log.bundle(indices, opened=opened, anchored_sizes=covering[:1] + covering[-1:])
-        key_file = ledger.key_file(run).relative_to(ledger.directory)
-    target = output or Path(f"{run}.bundle")
-    if str(target) == "-":
-        sys.stdout.buffer.write(data)
-        return
-    target.write_bytes(data)
-    say(f"wrote {target}, {len(data):,} bytes; entries proven of {run}: {len(set(indices)):,}")
-    say(f"next: rlhf-audit verify {target} --key {directory / key_file}")

@@ -23,7 +23,7 @@ _COMMANDS: Final = {
     "status": ("ledger_commands", "Show runs, their sizes, signed and anchored tree heads."),
     "anvil": ("anvil_command", "Run the local development chain of anvil.toml."),
     "anchor": ("chain_commands", "Sign the newest tree heads and anchor them on the chain."),
-    "prove": ("ledger_commands", "Write a bundle that proves entries of a run."),
+    "prove": ("prove_command", "Write a bundle that proves entries of a run."),
     "verify": ("verify_command", "Check a bundle: unchanged? and by whom?"),
     "export": ("backup_commands", "Write a run's public log as a static directory."),
     "import": ("backup_commands", "Bring entries back from an export or mirror."),

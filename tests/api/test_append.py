@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
@@ -142,45 +144,64 @@ def test_a_hole_is_refused_with_the_number_that_comes_next(client, token, log, w
     assert log.size == size
 
 
-def test_one_request_sent_several_times_at_once_is_stored_once(own, client, token, log, writer_id):
-    size, answers = log.size, []
+@contextmanager
+def held_up(own):
+    """The store takes nothing meanwhile: somebody else is writing to it."""
+    with closing(sqlite3.connect(own.directory / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
-    def post():
-        answers.append(send(client, token, body(writer_id)).json())
 
-    threads = [threading.Thread(target=post) for _ in range(4)]
-    with own._writer.at_work:  # so that all of them are in one group
-        for thread in threads:
-            thread.start()
-        while own._writer._entries < 3 * len(threads):
-            time.sleep(0.01)
-        local = log.record(metrics(1))
+@contextmanager
+def posting(client, token, records):
+    """Send all of them at once; gives the list in which the answers arrive."""
+    answers = []
+    threads = [
+        threading.Thread(target=lambda x=x: answers.append(send(client, token, x).json()))
+        for x in records
+    ]
     for thread in threads:
-        thread.join()
-    assert [answer["indices"] for answer in answers] == [[size, size + 1, size + 2]] * 4
-    assert local.result() == size + 3
+        thread.start()
+    try:
+        yield answers
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def await_appends(client, count):
+    while client.app.state.appending.borrowed_tokens < count:
+        time.sleep(0.01)
+
+
+def test_one_request_sent_several_times_at_once_is_stored_once(own, client, token, log, writer_id):
+    send(client, token, body(writer_id))
+    size = log.size
+    with ExitStack() as stack:
+        with held_up(own):
+            local = [log.record(metrics(1))]  # under way: what comes now is one group
+            again = [body(writer_id, 3)] * 4
+            answers = stack.enter_context(posting(client, token, again))
+            await_appends(client, 4)
+            time.sleep(0.3)  # until they are queued; less would only prove less
+            local.append(log.record(metrics(2)))
+        assert [receipt.result(timeout_s=60) for receipt in local] == [size, size + 4]
+    assert [answer["indices"] for answer in answers] == [[size + 1, size + 2, size + 3]] * 4
+    assert log.size == size + 5
 
 
 def test_readers_are_answered_while_appends_wait_for_the_store(own, client, token, log, writer_id):
-    size, answers = log.size, []
-
-    def post(number):
-        own_id = f"{number:02x}{writer_id[2:]}"
-        answers.append(send(client, token, body(own_id, count=1)).json())
-
-    threads = [threading.Thread(target=post, args=(x,)) for x in range(APPENDS_AT_ONCE_MAX + 30)]
-    with own._writer.at_work:
-        for thread in threads:
-            thread.start()
-        while own._writer._entries < APPENDS_AT_ONCE_MAX:
-            time.sleep(0.01)
+    size, count = log.size, APPENDS_AT_ONCE_MAX + 30
+    records = [body(f"{number:02x}{writer_id[2:]}", count=1) for number in range(count)]
+    with ExitStack() as stack, held_up(own):
+        answers = stack.enter_context(posting(client, token, records))
+        await_appends(client, APPENDS_AT_ONCE_MAX)
         for _ in range(5):
             assert client.get("/api/v1/health").status_code == 200
             assert client.get("/api/v1/logs/other/entries").status_code == 200
-    for thread in threads:
-        thread.join()
-    indices = sorted(answer["indices"][0] for answer in answers)
-    assert indices == list(range(size, size + len(threads)))
+    found = sorted(answer["indices"][0] for answer in answers)
+    assert found == list(range(size, size + count))
 
 
 # --- who may ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 
@@ -89,6 +90,22 @@ def verdicts(pool, template, faults):
     raised = {error[:2] for x in found for error in x.errors if error[0] in {"record", "receipt"}}
     assert raised <= {("record", "AppendFailed"), ("receipt", "AppendFailed")}
     return found
+
+
+def test_the_judge_sees_what_it_is_there_for(template, place):
+    def lie(run_id, **said):
+        told = recorded_run.Told(has_ended=True)
+        for what, words in said.items():
+            getattr(told, what)[run_id] = [words]
+        copy = shutil.copytree(template, place / f"judged-{len(list(place.iterdir()))}")
+        return in_fork(lambda: recorded_run.judge(copy, told), place / "judgement")
+
+    run_id, number = recorded_run.OLD, recorded_run.BEGUN
+    assert lie(run_id) == ()
+    assert "receipt says so" in lie(run_id, kept=[number, number])[0]
+    assert "receipt says so" in lie(run_id, kept=[3, 4])[0]
+    assert "gaps tell of 0" in lie(run_id, failed=[number])[0]
+    assert "it is gone" in lie("another", handed=[1, 1], kept=[1, 0])[0]
 
 
 @pytest.mark.slow

@@ -47,7 +47,11 @@ class Blocked:
     """A store that takes nothing until it is let."""
 
     def __init__(self, ledger, monkeypatch):
-        self.real, self.go, self.begun = ledger._writer._commit, threading.Event(), threading.Event()
+        self.real, self.go, self.begun = (
+            ledger._writer._commit,
+            threading.Event(),
+            threading.Event(),
+        )
         monkeypatch.setattr(ledger._writer, "_commit", self)
         monkeypatch.setattr(writer, "QUEUE_ENTRIES_MAX", 100)
 
