@@ -7,58 +7,30 @@ disagrees, not all that follows from it.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from hashlib import sha256
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from rlhf_audit_trail.ledger.events import ENTRY_VERSION, MAX_ENTRY_BYTES
 from rlhf_audit_trail.ledger.findings import Finding
-from rlhf_audit_trail.ledger.fsck.columns import (
-    raw,
-    table,
-    text_bytes,
-    word,
-    words_of,
-)
+from rlhf_audit_trail.ledger.fsck.columns import table, words_of
 from rlhf_audit_trail.ledger.fsck.hash_tiles import NO_TILE, HashTiles, StoredTile
 from rlhf_audit_trail.ledger.fsck.heads import HeadCheck
-from rlhf_audit_trail.ledger.fsck.ranges import Bench, EntryRange, RangeReport, Record, SignedSize
-from rlhf_audit_trail.ledger.fsck.sealed import SealedCheck
-from rlhf_audit_trail.ledger.fsck.sequences import Numbering
-from rlhf_audit_trail.ledger.proof.bundle import parse_json
-from rlhf_audit_trail.ledger.proof.errors import MalformedBundle
+from rlhf_audit_trail.ledger.fsck.ranges import Bench, EntryRange, RangeReport, SignedSize
+from rlhf_audit_trail.ledger.fsck.records import RecordCheck
+from rlhf_audit_trail.ledger.fsck.rows import RowReader, Rows
 from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES, root_from_nodes
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, FullTile, rows_above
 
 __all__ = ["check_range"]
 
-_ENTRIES = table(models.EntryRow)
 _HEADS = table(models.TreeHeadRow)
 _COSIGNATURES = table(models.CosignatureRow)
 _LOGS = table(models.LogRow)
-_FILED: Final = itemgetter("writer_id", "kind", "run_id", "v", "seq")
 _SIZES_BEGIN: Final = -(1 << 63)
-
-
-class _Rows(NamedTuple):
-    """Rows of one tile as columns, in index order; text columns as text."""
-
-    indices: Sequence[int]
-    writers: Sequence[str | None]
-    seqs: Sequence[Any]
-    kinds: Sequence[str | None]
-    datas: Sequence[bytes]
-    leaves: Sequence[bytes | None]
-
-
-_NO_ROWS: Final = _Rows((), (), (), (), (), ())
 
 
 def check_range(task: EntryRange, bench: Bench) -> RangeReport:
@@ -74,32 +46,11 @@ class _RangeCheck:
         self._report = report = RangeReport()
         self._tiles = HashTiles(bench.connection, task.log)
         self._heads = HeadCheck(bench.connection, task.log, report.summary)
-        self._sealed = SealedCheck(bench, task.log, report)
-        self._numbering = Numbering()
+        self._rows = RowReader(bench.connection, task.log, report)
+        self._records = RecordCheck(bench, task.log, report)
         self._stored: dict[int, StoredTile] = {}
         self._is_pruned = task.log.is_pruned
         self._at = task.first
-        self._query = self._rows_query()
-
-    def _rows_query(self) -> Select[Any]:
-        column = _ENTRIES.c
-        return (
-            select(
-                column.leaf_index,
-                text_bytes(self._connection, column.writer_id),
-                column.seq,
-                text_bytes(self._connection, column.kind),
-                # substr bounds what is read
-                func.substr(column.data, 1, MAX_ENTRY_BYTES + 1),
-                func.substr(column.leaf_hash, 1, HASH_BYTES + 1),
-            )
-            .where(
-                column.log_number == self._log.number,
-                column.leaf_index >= bindparam("begin"),
-                column.leaf_index < bindparam("stop"),
-            )
-            .order_by(column.leaf_index)
-        )
 
     def run(self) -> RangeReport:
         try:
@@ -113,7 +64,7 @@ class _RangeCheck:
         task, report = self._task, self._report
         tiles = -(-(task.end - task.first) // TILE_WIDTH)
         report.roots += [None] * (tiles - len(report.roots))
-        report.steps = self._numbering.steps()
+        report.steps = self._records.steps()
         return report
 
     def _run(self) -> None:
@@ -123,7 +74,7 @@ class _RangeCheck:
         sizes = _HEADS.c.tree_size
         signed = self._heads.sizes((sizes > first) & (sizes <= end))
         tiles = {math.ceil(size / TILE_WIDTH) for size in signed}
-        self._sealed.begin(first, end)
+        self._records.begin(first, end)
         self._stored = self._tiles.read(0, first // TILE_WIDTH, math.ceil(end / TILE_WIDTH))
         for begin in range(first, end, TILE_WIDTH):
             self._at = begin
@@ -140,11 +91,11 @@ class _RangeCheck:
     def _tile(self, begin: int, stop: int) -> list[bytes]:
         """Check entries [begin, stop); return the nodes over those before the first lost leaf."""
         stored = self._stored.get(begin // TILE_WIDTH, NO_TILE)
-        rows = self._read(begin, stop)
+        rows = self._rows.read(begin, stop)
         leaves = self._leaves(rows, stored)
         if len(leaves) != stop - begin:
             leaves = self._with_missing(rows, leaves, begin, stop, stored)
-        self._entries(rows, begin, stop)
+        self._records.check(rows, begin, stop, may_be_empty=self._is_pruned)
         end = leaves.index(None) if None in leaves else len(leaves)
         known = [leaf for leaf in leaves[:end] if leaf is not None]
         nodes = rows_above(b"".join(known))
@@ -168,23 +119,7 @@ class _RangeCheck:
             fault = self._tiles.unreadable(stored)
             self._report.findings.append(self._tiles.finding(0, tile_index, fault))
 
-    def _read(self, begin: int, stop: int) -> _Rows:
-        """Read the rows of a tile; what is no index is a finding, and left out."""
-        rows = self._connection.execute(self._query, {"begin": begin, "stop": stop}).all()
-        self._report.summary.entries += len(rows)
-        if _types([row[0] for row in rows]) - {int}:
-            for row in (row for row in rows if type(row[0]) is not int):
-                self._found("entry", row[0], "a surplus row: indices are whole numbers from 0")
-            rows = [row for row in rows if type(row[0]) is int]
-        if not rows:
-            return _NO_ROWS
-        indices, writers, seqs, kinds, datas, leaves = zip(*rows, strict=True)
-        if _types(datas) != {bytes} or _types(leaves) != {bytes}:
-            datas = tuple(raw(item) or b"" for item in datas)
-            leaves = tuple(map(raw, leaves))
-        return _Rows(indices, _words(writers), seqs, _words(kinds), datas, leaves)
-
-    def _leaves(self, rows: _Rows, stored: StoredTile) -> list[bytes | None]:
+    def _leaves(self, rows: Rows, stored: StoredTile) -> list[bytes | None]:
         """Return each row's leaf hash, computed anew."""
         leaves: list[bytes | None] = [sha256(b"\x00" + data).digest() for data in rows.datas]
         if leaves != list(rows.leaves):
@@ -224,7 +159,7 @@ class _RangeCheck:
 
     def _with_missing(
         self,
-        rows: _Rows,
+        rows: Rows,
         leaves: list[bytes | None],
         begin: int,
         stop: int,
@@ -240,93 +175,6 @@ class _RangeCheck:
             else:
                 missing.append((index, index + 1))
         return [known[index] for index in range(begin, stop)]
-
-    # --- what the bytes say -----------------------------------------------------------
-
-    def _entries(self, rows: _Rows, begin: int, stop: int) -> None:
-        records = self._records(rows)
-        if self._are_as_filed(rows, records):
-            self._number_all(rows, records)
-        else:
-            columns = (rows.indices, rows.writers, rows.seqs, rows.kinds, records)
-            for index, writer, seq, kind, record in zip(*columns, strict=True):
-                self._columns(index, record, writer, seq, kind)
-                self._number(index, record, writer, seq)
-        told = self._log.told_kinds
-        if told:
-            paired = zip(rows.indices, records, strict=True)
-            self._report.told += [pair for pair in paired if pair[1].get("kind") in told]
-        self._sealed.check(begin, stop, rows.indices, records)
-
-    def _are_as_filed(self, rows: _Rows, records: list[Record]) -> bool:
-        """Whether all columns say what the bytes say, looked at column by column."""
-        try:
-            said = list(map(_FILED, records))
-        except KeyError:
-            return False
-        constant = itertools.repeat(self._log.run_id), itertools.repeat(ENTRY_VERSION)
-        filed = zip(rows.writers, rows.kinds, *constant, rows.seqs, strict=False)
-        # true would pass for the number 1
-        return said == list(filed) and _types([x for *_, v, seq in said for x in (v, seq)]) <= {int}
-
-    def _number_all(self, rows: _Rows, records: list[Record]) -> None:
-        """Take the numbers of a tile at once where one writer wrote all of it."""
-        writer, first = (rows.writers[0], rows.seqs[0]) if records else (None, 0)
-        count = len(records)
-        is_one = writer is not None and rows.writers.count(writer) == count
-        if is_one and "gap" not in rows.kinds and rows.seqs == tuple(range(first, first + count)):
-            self._numbering.see(str(writer), first, rows.indices[0], count)
-            return
-        for index, writer, seq, record in zip(
-            rows.indices, rows.writers, rows.seqs, records, strict=True
-        ):
-            self._number(index, record, writer, seq)
-
-    def _records(self, rows: _Rows) -> list[Record]:
-        try:  # at once, which nearly always will do
-            records = list(map(parse_json, rows.datas))
-        except MalformedBundle:
-            records = []
-        longest = max(map(len, rows.datas), default=0)
-        if records and _types(records) == {dict} and longest <= MAX_ENTRY_BYTES:
-            return records
-        return [self._record(*item) for item in zip(rows.indices, rows.datas, strict=True)]
-
-    def _record(self, index: int, data: bytes) -> Record:
-        """Parse an entry; empty for what is none, or was moved to an archive."""
-        try:
-            return _parse(data)
-        except MalformedBundle as error:
-            if data or not self._is_pruned:
-                self._found("entry", index, error.message)
-            return {}
-
-    def _columns(
-        self, index: int, record: Record, writer: str | None, seq: Any, kind: str | None
-    ) -> None:
-        columns = {"writer_id": writer, "seq": seq, "kind": kind}
-        columns |= {"run_id": self._log.run_id, "v": ENTRY_VERSION}
-        for name, value in columns.items() if record else ():
-            if record.get(name) != value:
-                what = "the store files it under" if name in {"run_id", "v"} else "its column says"
-                detail = f"{name}: {what} {value!r:.80}, its bytes say {record.get(name)!r:.80}"
-                self._found("entry", index, detail)
-
-    def _number(self, index: int, record: Record, writer: str | None, seq: Any) -> None:
-        """Take an entry's number as its bytes have it, or its columns where there are none."""
-        whose, number = record.get("writer_id", writer), record.get("seq", seq)
-        if type(whose) is str and type(number) is int:
-            self._numbering.see(whose, number, index)
-        else:
-            self._found("entry", index, "its writer is no text, or its number no whole number")
-        if record.get("kind") == "gap":
-            self._gap(record)
-
-    def _gap(self, record: Record) -> None:
-        first, last = record.get("first_seq"), record.get("last_seq")
-        whose = record.get("of_writer")
-        if type(first) is int and type(last) is int and isinstance(whose, str):
-            self._numbering.cover(whose, first, last)
 
     # --- tree heads -------------------------------------------------------------------
 
@@ -347,16 +195,6 @@ class _RangeCheck:
         )
 
 
-def _types(column: Sequence[Any]) -> set[type]:
-    return set(map(type, column))
-
-
-def _words(column: Sequence[Any]) -> list[str | None]:
-    """Decode a column of texts, in which few different ones stand."""
-    known = {item: word(item) for item in set(column)}
-    return [known[item] for item in column]
-
-
 def _root(nodes: list[bytes], width: int) -> bytes:
     """Return the root over the first `width` leaves of a tile, empty for none."""
 
@@ -364,15 +202,3 @@ def _root(nodes: list[bytes], width: int) -> bytes:
         return nodes[level][index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
     return root_from_nodes(width, node) if width else b""
-
-
-def _parse(data: bytes) -> Record:
-    if not 1 <= len(data) <= MAX_ENTRY_BYTES:
-        raise MalformedBundle(f"an entry is 1 to {MAX_ENTRY_BYTES:,} bytes")
-    try:
-        record = parse_json(data)
-    except MalformedBundle as error:
-        raise MalformedBundle(f"the entry's bytes do not parse: {error.message}") from error
-    if not isinstance(record, dict):
-        raise MalformedBundle("the entry's bytes are not a JSON object")
-    return record

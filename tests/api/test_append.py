@@ -171,8 +171,11 @@ def posting(client, token, records):
 
 
 def await_appends(client, count):
-    while client.app.state.appending.borrowed_tokens < count:
+    for _ in range(1_000):
+        if client.app.state.appending.borrowed_tokens == count:
+            return
         time.sleep(0.01)
+    pytest.fail(f"there are no {count} appends under way")
 
 
 def test_one_request_sent_several_times_at_once_is_stored_once(own, client, token, log, writer_id):

@@ -1,0 +1,72 @@
+"""What OPERATING.md shows: its settings are all of them, and its commands do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlhf_audit_trail.cli.main import main
+from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.log import Ledger
+from rlhf_audit_trail.ledger.settings import LEDGER_TABLES, read_tables
+
+TEXT = (Path(__file__).parents[2] / "ledger/OPERATING.md").read_text("utf-8")
+
+
+def blocks(language: str, section: str = "") -> list[str]:
+    part = TEXT.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0] if section else TEXT
+    return re.findall(rf"^```{language}\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+
+
+def test_the_settings_are_read_and_none_is_left_out(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    path = tmp_path / "rlhf-audit.toml"
+    path.write_text(block, "utf-8")
+    read_tables(path, dict(LEDGER_TABLES))
+    shown = {(table, name) for table, values in tomllib.loads(block).items() for name in values}
+    known = {(table, item.name) for table, cls in LEDGER_TABLES.items() for item in fields(cls)}
+    assert known - shown == {("chain", "contract"), ("chain", "publisher")}  # found by themselves
+
+
+def run(section: str) -> None:
+    for line in "".join(blocks("console", section)).splitlines():
+        name, *arguments = shlex.split(line.removeprefix("$ "))
+        assert name == "rlhf-audit"
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+@pytest.fixture(autouse=True)
+def _ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLHF_AUDIT_LEDGER", "audit")
+    with Ledger.create("audit", organisation="acme.example") as ledger:
+        log = ledger.open_run("run42")
+        log.record_many(
+            Event("annotation.recorded", {"source": "simulated", "batch": x}, {"reward": x / 2})
+            for x in range(300)
+        )
+        log.publish()
+        ledger.registry.publish()
+
+
+def test_copies_bring_back_what_was_lost() -> None:
+    run("Who else remembers")
+    for path in Path("audit").glob("ledger.db*"):
+        path.unlink()
+    run("After a loss")
+    with Ledger.open("audit") as ledger:
+        assert ledger.find("run42").size == 300
+
+
+def test_new_keys_and_an_old_run() -> None:
+    run("New keys")
+    with Ledger.open("audit") as ledger:
+        ledger.find("run42").close()
+    run("Old runs")
