@@ -7,7 +7,6 @@ request did. Every other answer is final. Standard library only.
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,7 +14,8 @@ from urllib.parse import quote
 
 from rlhf_audit_trail.ledger.bearer import require_token
 from rlhf_audit_trail.ledger.events import EntryTooLarge, InvalidEvent
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.bundle import parse_json
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
 from rlhf_audit_trail.ledger.refusals import (
     BadToken,
     ConflictingEntry,
@@ -120,8 +120,8 @@ class AppendCall:
 
     def _understand(self, answer: Answer, count: int) -> list[int]:
         try:
-            said = json.loads(answer.body)
-        except (ValueError, RecursionError):
+            said = parse_json(answer.body)
+        except MalformedBundle:
             said = None
         said = said if isinstance(said, dict) else {}
         if answer.status == HTTPStatus.OK:

@@ -95,6 +95,7 @@ class AssigningLog(SigningLog):
             except AuditTrailError as error:
                 ticket.error = error
                 continue
+            ticket.error = None  # of an attempt before this one
             known |= {entry.seq: size + number for number, entry in enumerate(missing)}
             ticket.indices = [known[entry.seq] for entry in batch.encoded]
             size += len(missing)

@@ -72,9 +72,17 @@ def draft(event: Event) -> Draft:
     public = _public(event.kind, event.fields, sealed)
     if not sealed:
         return Draft(event.kind, public, (), (), event.subject)
+    _check_subject(event.subject)
     paths = tuple([path for path in KINDS[event.kind].sealed if path in sealed])
     values = [encode_value(sealed[path]) if path != ANNOTATOR else b"" for path in paths]
     return Draft(event.kind, public, paths, tuple(values), event.subject)
+
+
+def _check_subject(subject: Any) -> None:
+    if not isinstance(subject, str):
+        raise InvalidEvent(f"a subject is text, not {type(subject).__name__}")
+    if not subject.isascii():
+        encode_value(subject)  # refuses what UTF-8 has not
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class EventColumns:
         public = _public(self.kind, self.fields, self.sealed)
         order = KINDS[self.kind].sealed
         columns = {path: _copied(self.sealed[path]) for path in order if path in self.sealed}
+        if not set(map(type, self.subjects)) <= {str}:
+            raise InvalidEvent(f"{self.kind}: a subject is text, or empty")
         encode_value("".join(self.subjects))
         return DraftColumns(self.kind, public, columns, tuple(self.subjects))
 

@@ -172,7 +172,7 @@ class RemoteLog:
         check_size(draft(event), self.run_id, self.writer_id, self._handed_over, recorded_at)
         if len(event.subject) > _SUBJECT_CHARACTERS_MAX:
             raise InvalidEvent(f"a subject's id has at most {_SUBJECT_CHARACTERS_MAX:,} characters")
-        record = {"kind": event.kind, "fields": event.fields, "sealed": event.sealed}
+        record = {"kind": event.kind, "fields": dict(event.fields), "sealed": dict(event.sealed)}
         data = encode_value({**record, "subject": event.subject})
         if len(data) > REQUEST_BYTES_MAX - _ENVELOPE_BYTES_MAX:
             raise EntryTooLarge(
@@ -191,15 +191,10 @@ class RemoteLog:
 
     def _await_room(self, events: int, size_bytes: int) -> None:
         def has_room() -> bool:
-            return (
-                self._closed
-                or self._end is not None
-                or self._waiting_events == 0
-                or (
-                    self._waiting_events + events <= QUEUE_EVENTS_MAX
-                    and self._waiting_bytes + size_bytes <= QUEUE_BYTES_MAX
-                )
-            )
+            is_over = self._closed or self._end is not None
+            fits = self._waiting_events + events <= QUEUE_EVENTS_MAX
+            fits = fits and self._waiting_bytes + size_bytes <= QUEUE_BYTES_MAX
+            return is_over or fits or self._waiting_events == 0
 
         if not self._changed.wait_for(has_room, self._queue_wait_s):
             raise Overloaded(

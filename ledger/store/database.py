@@ -54,7 +54,9 @@ _BUSY_TIMEOUT_MS: Final = 30_000  # another process may hold the write lock for 
 _ALEMBIC: Final = threading.Lock()  # it keeps what it is working on in module globals
 _PATIENCE_S: Final = 30
 _PAUSE_S: Final = 0.05
-_STATEMENT_ROWS_MAX: Final = 512  # SQLite takes 32,766 parameters in one statement
+# Rows of one statement: few sizes, so that prepared statements are found again; the round ones
+# are those of full groups. SQLite takes 32,766 parameters in a statement.
+_STATEMENT_ROWS: Final = (4096, 4000, 2048, 2000, 1024, 1000, *(1 << x for x in range(9, -1, -1)))
 
 Outcome = TypeVar("Outcome")
 
@@ -140,6 +142,8 @@ def _sqlite_settings(connection: Any, _record: object) -> None:
         "synchronous=FULL",  # NORMAL may lose acknowledged commits on power loss
         "secure_delete=ON",
         "foreign_keys=ON",
+        # a checkpoint writes each page once, however often it changed: fewer write less
+        "wal_autocheckpoint=4000",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -300,11 +304,10 @@ def insert_columns(
     if connection.dialect.name == "postgresql":
         postgresql.insert_columns(connection, table, common, names, rows)
         return
-    # One statement is one step of SQLite, in which other threads of Python run. Its text
-    # depends on the count of rows: powers of two keep the prepared ones few.
+    # one statement is one step of SQLite, in which other threads of Python run
     begin = 0
     while begin < len(rows):
-        count = min(_STATEMENT_ROWS_MAX, 1 << ((len(rows) - begin).bit_length() - 1))
+        count = next(count for count in _STATEMENT_ROWS if count <= len(rows) - begin)
         statement = _sqlite_insert(table.name, tuple(common), tuple(names), count)
         values = itertools.chain(common.values(), *rows[begin : begin + count])
         _driver(connection).execute(statement, tuple(values))

@@ -83,6 +83,10 @@ BAD = {
     "not a number, sealed": Event("metrics.logged", {"step": 1}, {"metrics": {"a": float("nan")}}),
     "not JSON, sealed": Event("metrics.logged", {"step": 1}, {"metrics": {1, 2}}),
     "lone surrogate": alert("\ud800"),
+    "no person": Event("metrics.logged", {"step": 1}, {"metrics": 1}, subject=7),
+    "a person that no text names": Event(
+        "metrics.logged", {"step": 1}, {"metrics": 1}, subject="\udfff"
+    ),
 }
 
 

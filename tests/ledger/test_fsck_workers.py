@@ -73,8 +73,12 @@ def children(pid):
     return found
 
 
-def are_workers(pids):
-    return all(b"fsck.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+def own_workers():
+    return [
+        pid
+        for pid in children(os.getpid())
+        if b"fsck.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def wait_until(condition):
@@ -92,14 +96,13 @@ def test_a_worker_that_dies_is_said_and_nothing_hangs(damaged):
         checking = fsck(storage, jobs=2, progress=lambda _: kill_all())
 
         def kill_all():
-            for pid in children(os.getpid()):
-                if are_workers([pid]):
-                    os.kill(pid, signal.SIGKILL)
+            for pid in own_workers():
+                os.kill(pid, signal.SIGKILL)
 
         found += checking
     assert [finding.what for finding in found] == [UNCHECKED]
     assert "ended (signal 9)" in found[0].detail
-    assert children(os.getpid()) == []
+    assert own_workers() == []
 
 
 def test_who_wants_no_more_leaves_no_process_behind(damaged, narrow):
@@ -109,7 +112,7 @@ def test_who_wants_no_more_leaves_no_process_behind(damaged, narrow):
         checking = fsck(storage, jobs=2)
         assert next(checking).what == "entry"
         checking.close()
-    assert children(os.getpid()) == []
+    assert own_workers() == []
 
 
 COMMAND = (sys.executable, "-m", "rlhf_audit_trail.cli", "fsck", "--jobs", "2", "--ledger")

@@ -307,6 +307,8 @@ def test_columns_of_values_that_could_change_are_copied(ledger):
         {"sealed": {"no_such": [1, 2, 3]}},
         {"fields": {"source": "simulated"}},
         {"subjects": ["a", "\udfff", "b"]},
+        {"subjects": ["a", 7, "b"]},
+        {"subjects": ["a", None, "b"]},
         {"kind": "no.such"},
     ],
 )

@@ -135,6 +135,8 @@ def test_a_lost_answer_is_asked_for_again_and_nothing_doubles(ledger, network, t
 
 
 def test_passing_answers_are_passing(answering, caplog, monkeypatch):
+    import web3  # noqa: F401 - its import alone raises the recursion limit beyond the stack
+
     monkeypatch.setattr(remote, "_PAUSE_S_MAX", 0.1)
     good = JSONResponse({"indices": [5], "size": 6})
     url, asked = answering(
