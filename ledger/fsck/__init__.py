@@ -46,7 +46,7 @@ def fsck(
 
     Args:
         ledger: from `open_damaged`, or an open `Ledger`.
-        jobs: how many processes may work; 1 for this one alone, all cores if left out.
+        jobs: how many processes may work, this one among them; all cores if left out.
             A small ledger is checked by this one in any case, unless a number is given.
         progress: told now and then how far it has come.
         summary: counted into; complete when the last finding was taken.
@@ -72,12 +72,13 @@ def _crew(
 ) -> AbstractContextManager[Crew]:
     """Choose who does the work."""
     count = jobs if jobs is not None else _processes_for(connection)
+    bench = Bench(connection, ledger.vault, ledger.blobs)
     if count <= 1:
-        return alone(Bench(connection, ledger.vault, ledger.blobs))
+        return alone(bench)
     snapshot = ""
     if connection.dialect.name == "postgresql":
         snapshot = str(connection.scalar(select(func.pg_export_snapshot())))
-    return employ(Start(ledger.directory, snapshot), count)
+    return employ(bench, Start(ledger.directory, snapshot), count - 1)
 
 
 def _processes_for(connection: Connection) -> int:

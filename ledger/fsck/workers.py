@@ -1,4 +1,4 @@
-"""Who does the tasks: this process, or several that it starts, one for each core.
+"""Who does the tasks: this process alone, or others with it that it starts, one for each core.
 
 A worker is a fresh Python (neither forked, nor in need of the caller's main module) that
 opens the ledger on its own, read-only. Tasks and reports go through a pipe that only the two
@@ -84,13 +84,13 @@ def alone(bench: Bench) -> Iterator[Crew]:
 
 
 @contextmanager
-def employ(start: Start, count: int) -> Iterator[Crew]:
-    """Start `count` workers; they have ended when the context has."""
+def employ(bench: Bench, start: Start, count: int) -> Iterator[Crew]:
+    """Work with `count` others that are started for it; they have ended when the context has."""
     workers: list[_Worker] = []
     pool = ThreadPoolExecutor(count, thread_name_prefix="ledger-fsck")
     try:
         workers += [_Worker(start) for _ in range(count)]
-        yield _Crew(workers, pool)
+        yield _Crew(bench, workers, pool)
     finally:
         for worker in workers:  # first: threads that wait for a report then wait no more
             worker.kill()
@@ -99,10 +99,27 @@ def employ(start: Start, count: int) -> Iterator[Crew]:
             worker.close()
 
 
-class _Crew:
-    """Threads of this process hand the tasks to workers that have nothing to do."""
+class _Job:
+    """A task that somebody will do, or has done."""
 
-    def __init__(self, workers: list[_Worker], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, task: Any, promise: Future[Any]) -> None:
+        self.task = task
+        self.promise = promise
+
+    def take(self, bench: Bench) -> bool:
+        """Do it here unless somebody has begun; return whether it was done."""
+        if not self.promise.cancel():
+            return False
+        self.promise = Future()
+        self.promise.set_result(self.task.run(bench))
+        return True
+
+
+class _Crew:
+    """Threads of this process hand tasks to workers; the caller's own does what none has begun."""
+
+    def __init__(self, bench: Bench, workers: list[_Worker], pool: ThreadPoolExecutor) -> None:
+        self._bench = bench
         self._pool = pool
         self._ahead = _AHEAD * len(workers)
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -110,19 +127,29 @@ class _Crew:
             self._idle.put(worker)
 
     def run(self, tasks: Iterable[AnyTask]) -> Iterator[tuple[AnyTask, Any]]:
-        waiting: deque[tuple[AnyTask, Future[Any]]] = deque()
+        waiting: deque[_Job] = deque()
         for task in tasks:
-            waiting.append((task, self._pool.submit(self._do, task)))
-            while len(waiting) > self._ahead or (waiting and waiting[0][1].done()):
-                done, report = waiting.popleft()
-                yield done, report.result()
-        for done, report in waiting:
-            yield done, report.result()
+            waiting.append(self._submit(task))
+            while len(waiting) > self._ahead or (waiting and waiting[0].promise.done()):
+                yield self._first(waiting)
+        while waiting:
+            yield self._first(waiting)
 
     def begin(self, task: Task) -> Callable[[], Any]:
-        return self._pool.submit(self._do, task).result
+        waiting = deque([self._submit(task)])
+        return lambda: self._first(waiting)[1]
 
-    def _do(self, task: Task) -> Any:
+    def _submit(self, task: Task) -> _Job:
+        return _Job(task, self._pool.submit(self._hand_over, task))
+
+    def _first(self, waiting: deque[_Job]) -> tuple[Any, Any]:
+        """Return the first task with its report, which somebody may still be working on."""
+        while not waiting[0].promise.done() and any(job.take(self._bench) for job in waiting):
+            pass
+        job = waiting.popleft()
+        return job.task, job.promise.result()
+
+    def _hand_over(self, task: Task) -> Any:
         worker = self._idle.get()
         try:
             return worker.ask(task)

@@ -116,8 +116,7 @@ def parse_json(data: bytes) -> Any:
     """Parse JSON without duplicate keys, NaN, bad UTF-8 or deep nesting, else MalformedBundle."""
     check_depth(data)
     try:
-        text = data.decode().strip(" \t\n\r")
-        value, end = _DECODER.raw_decode(text)
+        value, end = _DECODER.raw_decode(text := data.decode().strip(" \t\n\r"))
     except (ValueError, RecursionError) as error:
         raise MalformedBundle("not JSON as RFC 8259 has it") from error
     if end != len(text):
@@ -133,10 +132,8 @@ def check_depth(data: bytes) -> None:
     for number, token in enumerate(_TOKEN.finditer(data)):
         first = data[token.start()]
         depth += (first in b"[{") - (first in b"]}")
-        if depth > MAX_DEPTH:
-            raise MalformedBundle(f"JSON nested deeper than {MAX_DEPTH} levels")
-        if number >= MAX_TOKENS or depth < 0:
-            raise MalformedBundle(f"JSON that does not close, or of over {MAX_TOKENS:,} pieces")
+        if not 0 <= depth <= MAX_DEPTH or number >= MAX_TOKENS:
+            raise MalformedBundle(f"JSON nested deeper than {MAX_DEPTH} levels, or too long")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def guarded(command: Callable[_Args, _Back]) -> Callable[_Args, _Back]:
             _fail(error)
         except ModuleNotFoundError as error:
             _missing(error)
+        except KeyboardInterrupt:  # click would exit with 1, as if something were forged
+            _operational("interrupted; what was not reached is unknown")
         except OSError as error:
             what = error.strerror or type(error).__name__
             _operational(f"{error.filename}: {what}" if error.filename else what)

@@ -115,7 +115,7 @@ def test_who_wants_no_more_leaves_no_process_behind(damaged, narrow):
     assert own_workers() == []
 
 
-COMMAND = (sys.executable, "-m", "rlhf_audit_trail.cli", "fsck", "--jobs", "2", "--ledger")
+COMMAND = (sys.executable, "-m", "rlhf_audit_trail.cli", "fsck", "--jobs", "3", "--ledger")
 
 
 @pytest.fixture
@@ -141,8 +141,10 @@ def is_gone(pid):
 def test_an_interrupt_ends_all_processes(command):
     process, workers = command
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE_S)
-    assert process.returncode != 0
+    said, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (5, "")
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
     wait_until(lambda: all(map(is_gone, workers)))
 
 
