@@ -136,9 +136,9 @@ def _sqlite_settings(connection: Any, _record: object) -> None:
     """Full durability, and deleted bytes overwritten (an erasure must reach the file)."""
     connection.isolation_level = None  # we say BEGIN ourselves, see _sqlite_begin
     cursor: sqlite3.Cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+    _use_wal(cursor)
     for pragma in (
-        f"busy_timeout={_BUSY_TIMEOUT_MS}",  # first: the next one may have to wait
-        "journal_mode=WAL",
         "synchronous=FULL",  # NORMAL may lose acknowledged commits on power loss
         "secure_delete=ON",
         "foreign_keys=ON",
@@ -147,6 +147,20 @@ def _sqlite_settings(connection: Any, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Turn a new database to WAL; while another connection does so, SQLite does not wait."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
 
 
 def _sqlite_reading(connection: Any, _record: object) -> None:
