@@ -18,13 +18,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, select, update
 from sqlalchemy.exc import IntegrityError
 
-from rlhf_audit_trail.ledger.copies import CopiedEntry, Copy
+from rlhf_audit_trail.ledger.copies import Copy
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
 from rlhf_audit_trail.ledger.proof.note import Algorithm
 from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.store.database import insert_missing, insert_rows, transact
+from rlhf_audit_trail.ledger.store.database import insert_columns, insert_missing, transact
 from rlhf_audit_trail.ledger.succession import KeyHistory
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, FullTile
 from rlhf_audit_trail.ledger.vault import Vault
@@ -36,6 +36,8 @@ _CHUNK_ENTRIES: Final = 4 * TILE_WIDTH  # of at most 64 kB: what one transaction
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
+_ENTRY_COLUMNS: Final = ("leaf_index", "writer_id", "seq", "kind", "data", "leaf_hash")
+_TILE_COLUMNS: Final = ("level", "tile_index", "hashes", "inner_nodes")
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
 
 
@@ -49,7 +51,7 @@ class _Chunk:
 
     begin: int
     end: int
-    rows: list[dict[str, Any]]
+    rows: list[tuple[Any, ...]]  # as _ENTRY_COLUMNS
     tiles: list[FullTile]
 
 
@@ -130,7 +132,7 @@ class Restoration:
         if self.archive:
             self._refill(number)
         try:
-            for chunk in self._chunks(number):
+            for chunk in self._chunks():
                 transact(self._engine, partial(_store, number=number, chunk=chunk))
         except IntegrityError as error:
             raise StoreMoved(
@@ -153,13 +155,16 @@ class Restoration:
         insert_missing(connection, _HEADS, [signed])
         return int(number or 0)
 
-    def _chunks(self, number: int) -> Iterator[_Chunk]:
+    def _chunks(self) -> Iterator[_Chunk]:
         """Cut the missing entries into chunks, growing the tree on the way."""
         tree, begin = self.copy.log.tree_at(min(self.size, self.copy.size)), self.size
         entries = self.copy.entries(begin)
         while part := list(islice(entries, _CHUNK_ENTRIES - begin % TILE_WIDTH)):
-            rows = [_row(number, index, entry) for index, entry in part]
-            tiles = tree.append(row["leaf_hash"] for row in rows)
+            rows = [
+                (index, entry.writer_id, entry.seq, entry.kind, entry.data, leaf_hash(entry.data))
+                for index, entry in part
+            ]
+            tiles = tree.append(leaf for *_, leaf in rows)
             yield _Chunk(begin, tree.size, rows, tiles)
             begin = tree.size
 
@@ -188,22 +193,12 @@ def _store(connection: Connection, *, number: int, chunk: _Chunk) -> None:
             f"the log has {size:,} entries where {chunk.begin:,} were expected",
             next_step="let nobody append or import meanwhile, and start again",
         )
-    insert_rows(connection, _ENTRIES, chunk.rows)
-    if chunk.tiles:
-        insert_rows(connection, _TILES, [_tile_row(number, tile) for tile in chunk.tiles])
+    log = {"log_number": number}
+    insert_columns(connection, _ENTRIES, log, _ENTRY_COLUMNS, chunk.rows)
+    tiles = [(x.level, x.tile_index, x.hashes, x.inner_nodes) for x in chunk.tiles]
+    if tiles:
+        insert_columns(connection, _TILES, log, _TILE_COLUMNS, tiles)
     connection.execute(update(_LOGS).where(_LOGS.c.number == number).values(size=chunk.end))
-
-
-def _row(number: int, index: int, entry: CopiedEntry) -> dict[str, Any]:
-    row: dict[str, Any] = {"log_number": number, "leaf_index": index}
-    row |= {"writer_id": entry.writer_id, "seq": entry.seq, "kind": entry.kind}
-    return row | {"data": entry.data, "leaf_hash": leaf_hash(entry.data)}
-
-
-def _tile_row(number: int, tile: FullTile) -> dict[str, Any]:
-    row: dict[str, Any] = {"log_number": number, "level": tile.level}
-    row |= {"tile_index": tile.tile_index, "hashes": tile.hashes}
-    return row | {"inner_nodes": tile.inner_nodes}
 
 
 def _signed_at(copy: Copy) -> str:

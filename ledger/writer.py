@@ -1,4 +1,4 @@
-"""The writer thread: takes what callers hand over and commits it in groups.
+"""The writer's threads: they take what callers hand over and commit it in groups.
 
 While one group is being made durable the next one gathers, so one fsync serves many
 entries, and no caller waits for the disk unless it asks its receipt.

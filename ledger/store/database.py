@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from alembic import command
@@ -39,7 +39,6 @@ __all__ = [
     "hold_still",
     "insert_columns",
     "insert_missing",
-    "insert_rows",
     "keys_engine",
     "leave_connections",
     "ledger_engine",
@@ -262,14 +261,6 @@ _OF_PARENTS: list[Any] = []  # kept, since a connection is closed when nobody ho
 _GATES: weakref.WeakKeyDictionary[Engine, Gate] = weakref.WeakKeyDictionary()
 
 
-def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert many rows, all with the same columns, the fast way of the database."""
-    if connection.dialect.name == "postgresql":
-        postgresql.insert_rows(connection, table, rows)
-    else:
-        connection.execute(table.insert(), rows)
-
-
 def fetch_first(engine: Engine, query: str, parameters: tuple[Any, ...]) -> Any:
     """Return the first row of a query, or None, in a transaction of its own.
 
@@ -295,7 +286,7 @@ def claim_indices(connection: Connection, log_number: int, count: int) -> int | 
         parameters = (count, log_number)
         row = connection.exec_driver_sql(claim.replace("?", "%s"), parameters).first()
     else:
-        row = _driver(connection).execute(claim, (count, log_number)).fetchone()
+        row = _execute(connection, claim, (count, log_number)).fetchone()
     return None if row is None else int(row[0]) - count
 
 
@@ -324,14 +315,22 @@ def insert_columns(
         count = next(count for count in _STATEMENT_ROWS if count <= len(rows) - begin)
         statement = _sqlite_insert(table.name, tuple(common), tuple(names), count)
         values = itertools.chain(common.values(), *rows[begin : begin + count])
-        _driver(connection).execute(statement, tuple(values))
+        _execute(connection, statement, tuple(values))
         begin += count
 
 
-def _driver(connection: Connection) -> sqlite3.Connection:
-    """Reach past SQLAlchemy, which takes longer for a statement than SQLite takes to do it."""
+def _execute(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> Any:
+    """Reach past SQLAlchemy, which takes longer for a statement than SQLite takes to do it.
+
+    What goes wrong is the same error as if it had not been left out.
+    """
     found: Any = connection.connection.driver_connection
-    return cast("sqlite3.Connection", found)
+    try:
+        return found.execute(statement, parameters)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            statement, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
 
 
 @lru_cache(maxsize=128)

@@ -22,7 +22,6 @@ __all__ = [
     "begin_writing",
     "engine_options",
     "insert_columns",
-    "insert_rows",
     "is_passing",
 ]
 
@@ -93,27 +92,6 @@ def begin_writing(connection: Connection, *, is_migration: bool) -> None:
         connection.execute(lock, {"key": _MIGRATION_LOCK})
 
 
-def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert many different rows by one statement; see `insert_columns`."""
-    names = tuple(rows[0])
-    values = [tuple(row[name] for name in names) for row in rows]
-    # encoding arrays is most of our own work: what all rows have in common is sent once
-    columns = dict(zip(names, zip(*values, strict=True), strict=True))
-    common = {
-        name: column[0]
-        for name, column in columns.items()
-        if len(column) > 1 and column.count(column[0]) == len(column)
-    }
-    varied = [number for number, name in enumerate(names) if name not in common]
-    insert_columns(
-        connection,
-        table,
-        common,
-        [names[number] for number in varied],
-        [tuple(row[number] for number in varied) for row in values],
-    )
-
-
 def insert_columns(
     connection: Connection,
     table: Table,
@@ -121,7 +99,7 @@ def insert_columns(
     names: Sequence[str],
     rows: Sequence[tuple[Any, ...]],
 ) -> None:
-    """Insert many rows by one statement, a column an array.
+    """Insert many rows by one statement, a column an array; what is common is sent once.
 
     One statement in one message: a process stopped in the middle of COPY, or of a pipeline
     of statements, would hold its locks where the server's timeouts for idling do not count.

@@ -9,7 +9,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from rlhf_audit_trail.ledger.fsck import open_damaged
 from rlhf_audit_trail.ledger.log import Ledger
@@ -17,8 +17,10 @@ from rlhf_audit_trail.ledger.store.database import (
     LedgerTooNew,
     StoreError,
     _config,
+    insert_columns,
     keys_engine,
     ledger_engine,
+    transact,
     writing,
 )
 from rlhf_audit_trail.ledger.store.models import key_metadata, ledger_metadata
@@ -113,3 +115,22 @@ def test_a_ledger_of_an_older_version_gets_the_nodes_above_its_tiles(directory, 
     ledger_engine(url).dispose()
     with closing(sqlite3.connect(directory / "ledger.db")) as connection:
         assert connection.execute(query).fetchall() == kept
+
+
+def test_what_sqlite_refuses_past_sqlalchemy_is_the_same_error(ledger):
+    common = {"log_number": 1, "writer_id": "ab" * 16}
+    names, row = ("leaf_index", "seq", "kind", "data", "leaf_hash"), (0, 0, "x", b"x", bytes(32))
+    table = ledger_metadata.tables["entry"]
+    with pytest.raises(IntegrityError) as caught, writing(ledger.engine) as connection:
+        insert_columns(connection, table, common, names, [row])
+    assert "ab" * 16 not in str(caught.value)  # no parameter, which may be personal
+    with pytest.raises(StoreError, match="disk is full"):
+        transact(ledger.engine, fill)
+
+
+def fill(connection):
+    connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    rows = [(9000 + x, x, "x", bytes(60_000), bytes(32)) for x in range(40)]
+    names = ("leaf_index", "seq", "kind", "data", "leaf_hash")
+    table = ledger_metadata.tables["entry"]
+    insert_columns(connection, table, {"log_number": 1, "writer_id": "cd" * 16}, names, rows)
