@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PYTEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test lint format bench contracts clean
+.PHONY: help install tools demo test lint format bench contracts contracts-audit clean
 
 help:  ## show these lines
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(VENV)/.installed  ## make .venv with pinned versions
 
@@ -48,6 +48,12 @@ bench: $(VENV)/.installed contracts/node_modules/.installed  ## run every benchm
 contracts: $(VENV)/.installed contracts/node_modules/.installed  ## compile the contract and rewrite its artifact
 	$(BIN)/python -m rlhf_audit_trail.ledger.chain.build
 
+contracts-audit: $(VENV)/.installed contracts/node_modules/.installed contracts/.audit/.installed  ## the contract's slow checks: fuzz, halmos, slither
+	$(BIN)/python contracts/audit.py
+
+contracts/.audit/.installed: contracts/install-audit-tools.sh | $(VENV)/.installed
+	contracts/install-audit-tools.sh "$(CURDIR)/$(BIN)/python"
+
 clean:  ## remove everything that was made
-	rm -rf $(VENV) contracts/node_modules contracts/out contracts/cache build dist *.egg-info
+	rm -rf $(VENV) contracts/node_modules contracts/out contracts/cache contracts/.audit build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,8 +11,9 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import text
 
-from rlhf_audit_trail.api import append, c2sp, logs, proofs, verify
+from rlhf_audit_trail.api import append, c2sp, logs, proofs, verify, writing
 from rlhf_audit_trail.api.asking import LedgerOfApp, refuse_unknown
+from rlhf_audit_trail.api.chain_parts import ChainParts
 from rlhf_audit_trail.api.limits import Limits
 from rlhf_audit_trail.api.models import AppendRequest, Health
 from rlhf_audit_trail.api.problems import Problem, StoreUnavailable, describe, install
@@ -59,9 +60,18 @@ def create_app(ledger: Ledger) -> FastAPI:
         responses=describe(400, 405, 500, StoreError, StoreUnavailable),
     )
     app.state.ledger = ledger
+    app.state.chain_parts = ChainParts(ledger)
     app.state.tokens = WriterTokens(ledger)
     app.state.appending = CapacityLimiter(append.APPENDS_AT_ONCE_MAX)
-    for part in (router, c2sp.router, logs.router, append.router, proofs.router, verify.router):
+    for part in (
+        router,
+        c2sp.router,
+        logs.router,
+        append.router,
+        writing.router,
+        proofs.router,
+        verify.router,
+    ):
         app.include_router(part)
     app.add_middleware(Limits)
     install(app)

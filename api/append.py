@@ -41,14 +41,14 @@ from rlhf_audit_trail.ledger.refusals import (
 from rlhf_audit_trail.ledger.tokens import WriterTokens
 from rlhf_audit_trail.ledger.writer import AppendFailed, Overloaded, WriterClosed
 
-__all__ = ["APPENDS_AT_ONCE_MAX", "router"]
+__all__ = ["APPENDS_AT_ONCE_MAX", "bearer", "router"]
 
 APPENDS_AT_ONCE_MAX: Final = 16
 """Each holds a thread until its entries are durable; the readers' threads are others."""
 
 router = APIRouter(prefix="/api/v1/logs", tags=["writers"])
 
-_bearer = HTTPBearer(
+bearer = HTTPBearer(
     auto_error=False,
     scheme_name="writer token",
     bearerFormat=f"{TOKEN_PREFIX}...",
@@ -76,7 +76,7 @@ async def append(
     run: Annotated[str, Path(description="Run id.", examples=["run42"])],
     request: Request,
     ledger: LedgerOfApp,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Any:
     """Make a writer's events durable, in order, all or none; answer with their leaf indices.
 

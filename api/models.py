@@ -12,6 +12,7 @@ from rlhf_audit_trail.ledger.append_call import REQUEST_EVENTS_MAX
 __all__ = [
     "Anchor",
     "AnchorPage",
+    "AnchorPolicyBody",
     "AppendRequest",
     "AppendResult",
     "BundleRequest",
@@ -23,6 +24,7 @@ __all__ = [
     "InclusionProof",
     "LogItem",
     "LogList",
+    "RunProgress",
     "TreeHead",
     "TrustPolicyBody",
     "Verdict",
@@ -233,6 +235,31 @@ class AppendResult(BaseModel):
     size: Size = Field(description="Durable entries of the log now, signed or not yet.")
 
 
+class RunProgress(BaseModel):
+    """Where a run stands, for a training that goes on with it."""
+
+    size: Size = Field(description="Durable entries of the log now, signed or not yet.")
+    is_closed: bool = Field(description="Whether it takes no more entries.")
+    policy_step: int = Field(ge=0, description="Policy updates recorded so far.", examples=[12])
+    batch: int = Field(ge=0, description="Batches of annotations recorded so far.", examples=[3])
+    tree_head: str = Field(
+        description="Text of the newest signed tree head; of the empty tree if there is none."
+    )
+
+
+class AnchorPolicyBody(_Strict):
+    """Where the caller expects the log's anchors."""
+
+    chain_id: int = Field(ge=1, le=2**53 - 1, description="Of the chain.", examples=[1])
+    publisher: str = Field(description="Address of who anchors the log.")
+    contract: str | None = Field(
+        default=None, description="Address of TreeHeadAnchor; its well-known one if left out."
+    )
+    log_id: str | None = Field(
+        default=None, description="The log's id, 64 hex digits, if the keys are not its first."
+    )
+
+
 class TrustPolicyBody(_Strict):
     """What the caller trusts, from elsewhere than the bundle."""
 
@@ -243,7 +270,16 @@ class TrustPolicyBody(_Strict):
     )
     need_anchor: bool = Field(
         default=False,
-        description="Demand an anchor. This service asks no chain, so it is INCONCLUSIVE then.",
+        description="Demand an anchor: chain evidence in the bundle, of a block that is trusted.",
+    )
+    anchor: AnchorPolicyBody | None = Field(
+        default=None, description="By what the bundle's own chain evidence is judged."
+    )
+    trusted_blocks: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Blocks as CHAIN:NUMBER:HASH, beside those that this service was told of. "
+        "It asks no chain itself.",
     )
     accept_unpinned: bool = Field(default=False, description="Do without a pinned key.")
 
@@ -295,3 +331,6 @@ class Verdict(BaseModel):
     entries: list[int] = Field(description="Leaf indices that were shown to be in the tree.")
     limits: list[str] = Field(description="What no verification can tell.")
     next: str = Field(description="What to do about it; may be empty.")
+    on_trust: list[str] = Field(
+        default_factory=list, description="Blocks whose hashes were taken on trust, and whose word."
+    )

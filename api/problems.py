@@ -16,7 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from rlhf_audit_trail.api.chain_parts import ChainUnavailable
+from rlhf_audit_trail.ledger.chain.evidence import NoEvidence
 from rlhf_audit_trail.ledger.events import EntryTooLarge, InvalidEvent
+from rlhf_audit_trail.ledger.guard import PeersUnreachable
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
 from rlhf_audit_trail.ledger.reading import (
     EntryMissing,
@@ -105,6 +108,7 @@ STATUS: Final[dict[type[AuditTrailError], int]] = {
     TileMissing: 404,
     MethodNotAllowed: 405,
     NotPublished: 409,
+    NoEvidence: 409,
     ConflictingEntry: 409,
     SequenceGap: 409,
     RunClosed: 409,
@@ -117,6 +121,8 @@ STATUS: Final[dict[type[AuditTrailError], int]] = {
     InternalError: 500,
     StoreError: 503,
     StoreUnavailable: 503,
+    PeersUnreachable: 503,
+    ChainUnavailable: 503,
     AppendFailed: 503,
     Overloaded: 503,
     WriterClosed: 503,
@@ -181,7 +187,7 @@ def problem_response(error: AuditTrailError, **more: Any) -> JSONResponse:
         "next": _ASK_OPERATOR if kind is Pruned else error.next_step,
     }
     headers = {"Cache-Control": "no-store"}
-    if kind is NotPublished or issubclass(kind, AppendFailed):
+    if kind in (NotPublished, ChainUnavailable) or issubclass(kind, AppendFailed):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if kind is BadToken:
         headers["WWW-Authenticate"] = "Bearer"  # which HTTP demands beside a 401

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from rlhf_audit_trail.api.asking import LeafIndex, LedgerOfApp, LogOfPath, covering, find_log
+from rlhf_audit_trail.api.chain_parts import ChainParts, ChainUnavailable, EvidenceKind
 from rlhf_audit_trail.api.logs import tree_head
 from rlhf_audit_trail.api.models import BundleRequest, ConsistencyProof, InclusionProof
 from rlhf_audit_trail.api.problems import BadRequest, describe
+from rlhf_audit_trail.ledger.chain.evidence import NoEvidence
 from rlhf_audit_trail.ledger.log import Log
 from rlhf_audit_trail.ledger.proof.bundle import BUNDLE_SCHEMA, MAX_INDEX
 from rlhf_audit_trail.ledger.reading import NotPublished
 
-__all__ = ["BUNDLE_TYPE", "COSE_TYPE", "router"]
+__all__ = ["BUNDLE_TYPE", "CHAIN_HEADER", "COSE_TYPE", "router"]
 
 BUNDLE_TYPE: Final = "application/vnd.rlhf-audit.bundle+json"
 COSE_TYPE: Final = 'application/cose; cose-type="cose-sign1"'
+CHAIN_HEADER: Final = "RLHF-Audit-Chain"
 _BUNDLE: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": f"A bundle file, `{BUNDLE_SCHEMA}`: keep its bytes as they are.",
+        "headers": {
+            CHAIN_HEADER: {
+                "description": "The block that the chain evidence is of, CHAIN:NUMBER:HASH: take "
+                "its hash from a source of your own. Or `none; reason=...`: not_asked, "
+                "not_anchored, no_evidence (no final anchor covers the entries) or "
+                "chain_unavailable.",
+                "schema": {"type": "string"},
+            }
+        },
         "content": {BUNDLE_TYPE: {"schema": {"type": "string", "format": "binary"}}},
     }
 }
@@ -39,6 +51,21 @@ _TLOG: Final[dict[int | str, dict[str, Any]]] = {
 
 router = APIRouter(prefix="/api/v1", tags=["proofs"])
 
+WantedEvidence = Annotated[
+    EvidenceKind,
+    Query(
+        description="Chain evidence as of the newest final block: `auto` adds it where there is "
+        "some, `storage` demands it, `none` leaves it out."
+    ),
+]
+
+
+def _chain_parts(request: Request) -> ChainParts:
+    parts: ChainParts = request.app.state.chain_parts
+    return parts
+
+
+ChainPartsOfApp = Annotated[ChainParts, Depends(_chain_parts)]
 TreeSize = Annotated[int, Query(ge=1, le=MAX_INDEX, description="A tree's size, from 1.")]
 
 
@@ -122,29 +149,41 @@ def consistency(log: LogOfPath, old: TreeSize, new: TreeSize) -> ConsistencyProo
     "/logs/{run}/entries/{index}/bundle",
     summary="Bundle of one entry",
     response_class=Response,
-    responses={**_BUNDLE, **describe(404, NotPublished, 410)},
+    responses={**_BUNDLE, **describe(404, NotPublished, NoEvidence, 410, ChainUnavailable)},
 )
-def bundle(log: LogOfPath, index: LeafIndex) -> Response:
+def bundle(
+    log: LogOfPath, index: LeafIndex, parts: ChainPartsOfApp, chain: WantedEvidence = "auto"
+) -> Response:
     """Return one file that proves one entry, to be checked offline."""
-    return _bundle(log, [index], f"{log.run_id}-{index}.bundle")
+    return _bundle(log, [index], parts, chain, f"{log.run_id}-{index}.bundle")
 
 
 @router.post(
     "/bundles",
     summary="Bundle of many entries",
     response_class=Response,
-    responses={**_BUNDLE, **describe(404, NotPublished, 410, 413)},
+    responses={**_BUNDLE, **describe(404, NotPublished, NoEvidence, 410, 413, ChainUnavailable)},
 )
-def bundles(ledger: LedgerOfApp, wanted: BundleRequest) -> Response:
+def bundles(
+    ledger: LedgerOfApp,
+    wanted: BundleRequest,
+    parts: ChainPartsOfApp,
+    chain: WantedEvidence = "auto",
+) -> Response:
     """Return one file that proves many entries of one log."""
     log = find_log(ledger, wanted.run)
-    return _bundle(log, wanted.indices, f"{log.run_id}-{len(set(wanted.indices))}-entries.bundle")
+    name = f"{log.run_id}-{len(set(wanted.indices))}-entries.bundle"
+    return _bundle(log, wanted.indices, parts, chain, name)
 
 
-def _bundle(log: Log, indices: list[int], name: str) -> Response:
+def _bundle(
+    log: Log, indices: list[int], parts: ChainParts, kind: EvidenceKind, name: str
+) -> Response:
     covering(log, max(indices))
+    part = parts.of(log, max(indices), kind)
     # the first anchor that covers all of them dates them best; the newest is checked easiest
     covered = [size for size in log.anchored_sizes() if size > max(indices)]
-    data = log.bundle(indices, anchored_sizes={*covered[:1], *covered[-1:]})
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    heads = {*covered[:1], *covered[-1:], *([part.tree_size] if part.data else [])}
+    data = log.bundle(indices, anchored_sizes=heads, chain=part.data)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', CHAIN_HEADER: part.said}
     return Response(data, media_type=BUNDLE_TYPE, headers=headers)

@@ -5,11 +5,15 @@ the right shape are made of random nodes, and the two roots follow from them. Ga
 shape alone, and the contract checks these proofs like any other. The sample is fixed by a seed.
 
 The reference of each anchor is the same call data sent to an account without code: what any
-contract would have to pay for the transaction itself.
+contract would have to pay for the transaction itself. Peers get the same call data, too; their
+reference is ours.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import random
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,7 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import Result
-from rlhf_audit_trail.ledger.chain.abi import WORD_BYTES, address_word, encode_anchor
+from benchmarks._gas_peers import PEERS, QUOTED, compile_peers
+from rlhf_audit_trail.ledger.chain.abi import (
+    WORD_BYTES,
+    HeadUpdate,
+    address_word,
+    encode_anchor,
+    encode_anchor_many,
+)
 from rlhf_audit_trail.ledger.chain.anvil import Anvil
 from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
 from rlhf_audit_trail.ledger.chain.compiled import CREATE2_FACTORY, CREATE2_SALT, load_artifact
@@ -26,15 +37,17 @@ from rlhf_audit_trail.ledger.chain.signer import KeySigner
 from rlhf_audit_trail.ledger.chain.transaction import await_receipt, keccak256
 from rlhf_audit_trail.ledger.proof.merkle import node_hash, verify_consistency
 
-__all__ = ["Growth", "run", "synthetic_growth"]
+__all__ = ["Growth", "run", "sample", "sample_digest", "synthetic_growth"]
 
 SEED = 6962
 SAMPLES = 64
+PEER_SAMPLES = 16  # the first of them: four contracts, two transactions each
 GAS_LIMIT = 16_000_000
 NOWHERE = "0x000000000000000000000000000000000000dead"
 SIZES = {"10^3": 10**3, "10^6": 10**6, "10^9": 10**9}
 GOALS = {"10^6": 48_000, "10^9": 56_000}
-BATCH_GOAL = 30_000  # per log, 50 logs at 10^6 leaves
+BATCH_GOAL = 29_000  # per log, 50 logs at 10^6 leaves
+NEW_SLOTS_GOAL = 0  # storage slots that a later anchor creates
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,18 @@ class _Chain:
         assert (receipt["status"] == "0x1") == succeeds, receipt
         return parse_quantity(receipt["gasUsed"])
 
+    def create(self, code: bytes) -> str:
+        """Deploy other code, and return where it stands."""
+        call = {"from": self._sender, "data": f"0x{code.hex()}", "gas": hex(GAS_LIMIT)}
+        receipt = await_receipt(self._rpc, parse_data(self._rpc.call("eth_sendTransaction", call)))
+        return str(receipt["contractAddress"])
+
+    def slots(self) -> int:
+        """Count the contract's storage slots in use, in the node's own dump of its state."""
+        state = json.loads(gzip.decompress(parse_data(self._rpc.call("anvil_dumpState"))))
+        words = state["accounts"][self.contract]["storage"].values()
+        return sum(int(word, 16) != 0 for word in words)
+
     def view(self, data: bytes) -> bytes:
         call = {"to": self.contract, "data": f"0x{data.hex()}"}
         return parse_data(self._rpc.call("eth_call", call, "latest"))
@@ -110,27 +135,104 @@ def run() -> Sequence[Result]:
         return [
             Result("deploy through the CREATE2 factory", deployment, "gas"),
             *_anchors(chain),
+            *_slots(chain),
             *_batches(chain),
             _signed_by_publisher(chain, KeySigner(anvil.accounts[1].key)),
             *_refusals(chain),
+            *_peers(chain),
+            *(Result(f"quoted: {name}", gas, "gas") for name, gas in QUOTED.items()),
         ]
 
 
-def _anchors(chain: _Chain) -> Iterator[Result]:
+@dataclass(frozen=True)
+class Series:
+    """Growths of one kind: trees of about one size, to and from multiples of one number."""
+
+    label: str
+    aligned: int
+    growths: tuple[tuple[bytes, Growth], ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"at {self.label} leaves" + (", multiples of 256" * (self.aligned > 1))
+
+
+def sample() -> tuple[Series, ...]:
+    """Make the one sample that all means are taken over; the same on every machine."""
     rng = random.Random(f"{SEED} anchors")
-    firsts: list[tuple[int, int]] = []
-    rows = []
+    found = []
     for aligned in (256, 1):
         for label, size in SIZES.items():
-            nexts = []
-            for _ in range(SAMPLES):
-                growth, log_id = _sample(size, aligned, rng), rng.randbytes(32)
-                firsts.append(chain.anchor(log_id, growth.old_size, growth.old_root, ()))
-                nexts.append(chain.anchor(log_id, growth.new_size, growth.new_root, growth.proof))
-            name = f"next anchor at {label} leaves" + (", multiples of 256" * (aligned > 1))
-            rows.append(_mean(name, nexts, GOALS.get(label) if aligned > 1 else None))
+            pairs = [(_sample(size, aligned, rng), rng.randbytes(32)) for _ in range(SAMPLES)]
+            found.append(Series(label, aligned, tuple((log_id, item) for item, log_id in pairs)))
+    return tuple(found)
+
+
+def sample_digest() -> str:
+    """Name the sample by a hash over the call data of its later anchors."""
+    digest = hashlib.sha256()
+    for series in sample():
+        for log_id, growth in series.growths:
+            digest.update(_next_call(log_id, growth))
+    return digest.hexdigest()
+
+
+def _next_call(log_id: bytes, growth: Growth) -> bytes:
+    return encode_anchor(log_id, growth.new_size, growth.new_root, growth.proof)
+
+
+def _anchors(chain: _Chain) -> Iterator[Result]:
+    firsts: list[tuple[int, int]] = []
+    rows = []
+    for series in sample():
+        nexts = []
+        for log_id, growth in series.growths:
+            firsts.append(chain.anchor(log_id, growth.old_size, growth.old_root, ()))
+            nexts.append(chain.anchor(log_id, growth.new_size, growth.new_root, growth.proof))
+        goal = GOALS.get(series.label) if series.aligned > 1 else None
+        rows.append(_mean(f"next anchor {series.name}", nexts, goal))
     yield _mean("first anchor of a log", firsts, None)
     yield from rows
+
+
+def _slots(chain: _Chain) -> Iterator[Result]:
+    """Count storage before and after, over logs of their own."""
+    rng = random.Random(f"{SEED} slots")
+    growths = [(rng.randbytes(32), _sample(10**6, 256, rng)) for _ in range(SAMPLES)]
+    before = chain.slots()
+    for log_id, growth in growths:
+        chain.anchor(log_id, growth.old_size, growth.old_root, ())
+    between = chain.slots()
+    for log_id, growth in growths:
+        chain.anchor(log_id, growth.new_size, growth.new_root, growth.proof)
+    after = chain.slots()
+    yield Result("storage slots created by a first anchor", (between - before) / SAMPLES, "slots")
+    yield Result(
+        "storage slots created by a later anchor",
+        (after - between) / SAMPLES,
+        "slots",
+        goal=NEW_SLOTS_GOAL,
+    )
+
+
+def _peers(chain: _Chain) -> Iterator[Result]:
+    """Send the aligned anchors of the sample to other contracts, and compare with ours."""
+    places = {name: chain.create(code) for name, code in compile_peers().items()}
+    for series in sample():
+        if series.aligned == 1:
+            continue
+        costs: dict[str, list[tuple[int, int]]] = {name: [] for name in places}
+        for log_id, growth in series.growths[:PEER_SAMPLES]:
+            fresh = hashlib.sha256(log_id).digest()  # the log is already anchored under its own id
+            first = encode_anchor(fresh, growth.old_size, growth.old_root, ())
+            later = _next_call(fresh, growth)
+            chain.gas(chain.contract, first)
+            ours = chain.gas(chain.contract, later)
+            for name, place in places.items():
+                chain.gas(place, first)
+                costs[name].append((chain.gas(place, later), ours))
+        for name, about in PEERS.items():
+            yield _mean(f"peer {series.name}: {about}", costs[name], None)
 
 
 def _sample(size: int, aligned: int, rng: random.Random) -> Growth:
@@ -145,8 +247,8 @@ def _batches(chain: _Chain) -> Iterator[Result]:
         growths = [(rng.randbytes(32), _sample(10**6, 256, rng)) for _ in range(count)]
         for log_id, growth in growths:
             chain.anchor(log_id, growth.old_size, growth.old_root, ())
-        data = _encode_many(
-            [(log_id, item.new_size, item.new_root, item.proof) for log_id, item in growths]
+        data = encode_anchor_many(
+            [HeadUpdate(log_id, x.new_size, x.new_root, x.proof) for log_id, x in growths]
         )
         gas, floor = chain.gas(chain.contract, data), chain.gas(NOWHERE, data)
         yield Result(
@@ -156,18 +258,6 @@ def _batches(chain: _Chain) -> Iterator[Result]:
             reference=floor / count,
             goal=BATCH_GOAL if count == 50 else None,  # the size the goal is set for
         )
-
-
-def _encode_many(updates: Sequence[tuple[bytes, int, bytes, Sequence[bytes]]]) -> bytes:
-    """Write a call of `anchorMany`: an array of dynamic tuples, each behind an offset."""
-    selector = load_artifact().functions["anchorMany((bytes32,uint64,bytes32,bytes32[])[])"]
-    bodies = [encode_anchor(*update)[4:] for update in updates]  # a tuple is encoded like a call
-    offset, offsets = WORD_BYTES * len(bodies), []
-    for body in bodies:
-        offsets.append(offset)
-        offset += len(body)
-    words = [WORD_BYTES, len(bodies), *offsets]
-    return selector + b"".join(map(_word, words)) + b"".join(bodies)
 
 
 def _signed_by_publisher(chain: _Chain, publisher: KeySigner) -> Result:

@@ -37,7 +37,7 @@ from rlhf_audit_trail.ledger.proof.merkle import (
 _ENTRIES_MAX = int(os.environ.get("LOG_ENTRIES", "10_000_000"))
 _GROUP = 1_000
 _EARLY, _MILLION = 100_000, 1_000_000
-_STRETCH = 10_000  # entries over which a rate is taken, in each round
+_STRETCH = 20_000  # entries over which a rate is taken, in each round
 _ONE_BY_ONE = 400
 _ANNOTATIONS = 256
 _CALLS = 60

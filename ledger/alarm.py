@@ -3,20 +3,25 @@
 One file for each log, `alarms/RUN.json` in the ledger's directory:
 
     {"schema": "rlhf-audit/alarm/v1", "origin": "acme.example/rlhf/run42",
-     "peer": "witness w1", "tree_size": 301, "root": "9f86...", "note": "acme.example/rlhf..."}
+     "peer": "witness w1", "tree_size": 301, "root": "9f86...", "note": "acme.example/rlhf...",
+     "publisher": ""}
 
 The note is the tree head with our own signature, as the peer showed it; empty where the
-contract is what speaks. The file goes once the store contains what it tells of.
+contract is what speaks: then `publisher` says whose anchor it is. The file goes once the store
+contains what it tells of. Where the operator gave that publisher up, since its key was stolen,
+the file stays as evidence under the name `alarms/settled/RUN-1.json`, and stops nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rlhf_audit_trail.ledger.files import write_whole
+from rlhf_audit_trail.ledger.files import sync_directory, write_whole
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES
 from rlhf_audit_trail.ledger.proof.note import MAX_NOTE_BYTES
@@ -24,6 +29,9 @@ from rlhf_audit_trail.ledger.proof.note import MAX_NOTE_BYTES
 __all__ = ["ALARM_SCHEMA", "AlarmFiles", "AlarmUnreadable", "PeerHead"]
 
 ALARM_SCHEMA: Final = "rlhf-audit/alarm/v1"
+SETTLED: Final = "settled"
+"""Folder below the alarms for those of publishers that were given up."""
+
 _FILE_BYTES_MAX: Final = 2 * MAX_NOTE_BYTES + 4096  # JSON writes line ends and quotes longer
 
 
@@ -41,12 +49,14 @@ class PeerHead:
         root: 32 bytes.
         note: the head with our signature, which proves it; empty if it stands in the
             contract under our publisher's address.
+        publisher: that address, in small letters; empty where a note proves the head.
     """
 
     peer: str
     size: int
     root: bytes
     note: str = ""
+    publisher: str = ""
 
 
 class AlarmFiles:
@@ -77,7 +87,7 @@ class AlarmFiles:
     def write(self, origin: str, head: PeerHead) -> None:
         """Keep what contradicts the log, durably."""
         record = {"schema": ALARM_SCHEMA, "origin": origin, "peer": head.peer}
-        record |= {"root": head.root.hex(), "note": head.note}
+        record |= {"root": head.root.hex(), "note": head.note, "publisher": head.publisher}
         self._directory.mkdir(exist_ok=True)
         text = json.dumps(record | {"tree_size": head.size}, indent=1, ensure_ascii=False)
         write_whole(self._path(origin), text + "\n")
@@ -86,6 +96,24 @@ class AlarmFiles:
         """Forget it; there may be nothing to forget."""
         self._path(origin).unlink(missing_ok=True)
 
+    def settle(self, origin: str) -> Path:
+        """Move it to where it has no effect and stays as evidence; return where that is."""
+        path, place = self._path(origin), self._directory / SETTLED
+        place.mkdir(exist_ok=True)
+        for number in itertools.count(1):
+            target = place / f"{path.stem}-{number}.json"
+            try:
+                os.link(path, target)  # unlike a rename, it replaces no earlier evidence
+            except FileExistsError:
+                continue
+            except FileNotFoundError:  # another process was first
+                return place
+            break
+        sync_directory(place)
+        path.unlink(missing_ok=True)
+        sync_directory(self._directory)
+        return target
+
     def _path(self, origin: str) -> Path:
         return self._directory / f"{origin.rpartition('/')[2]}.json"
 
@@ -93,7 +121,11 @@ class AlarmFiles:
 def _parse(data: bytes, origin: str) -> PeerHead:
     record: dict[str, Any] = json.loads(data)
     head = PeerHead(
-        str(record["peer"]), record["tree_size"], bytes.fromhex(record["root"]), str(record["note"])
+        peer=str(record["peer"]),
+        size=record["tree_size"],
+        root=bytes.fromhex(record["root"]),
+        note=str(record["note"]),
+        publisher=str(record.get("publisher", "")),
     )
     is_whole = record["schema"] == ALARM_SCHEMA and record["origin"] == origin
     if not is_whole or type(head.size) is not int or len(head.root) != HASH_BYTES:

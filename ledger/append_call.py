@@ -89,7 +89,8 @@ class AppendCall:
                 f"http://{parts.hostname} would see the token and all values in clear",
                 next_step="use https, or pass is_private_network=True if only you can listen there",
             )
-        self.url = f"{url.rstrip('/')}/api/v1/logs/{quote(run_id, safe='')}/entries"
+        self._log_url = f"{url.rstrip('/')}/api/v1/logs/{quote(run_id, safe='')}"
+        self.url = f"{self._log_url}/entries"
         self._token = require_token(token)
         self._timeout_s = timeout_s
 
@@ -105,10 +106,21 @@ class AppendCall:
         """
         head = f'"writer_id":"{writer_id}","first_seq":{first_seq},"recorded_at":"{recorded_at}"'
         body = b"".join((b"{", head.encode(), b',"events":[', b",".join(events), b"]}"))
+        return _indices(self._ask(self.url, body).get("indices"), len(events))
+
+    def progress(self) -> dict[str, Any]:
+        """Ask where the run stands; raises as `append`."""
+        return self._ask(f"{self._log_url}/progress")
+
+    def publish(self) -> None:
+        """Have the service sign what is durable; raises as `append`."""
+        self._ask(f"{self._log_url}/tree-head", b"")
+
+    def _ask(self, url: str, body: bytes | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         try:
             answer = ask(
-                self.url,
+                url,
                 body=body,
                 headers=headers,
                 timeout_s=self._timeout_s,
@@ -116,16 +128,16 @@ class AppendCall:
             )
         except Unreachable as error:
             raise NotAnswered(error.message, next_step=error.next_step) from error
-        return self._understand(answer, len(events))
+        return self._understand(answer)
 
-    def _understand(self, answer: Answer, count: int) -> list[int]:
+    def _understand(self, answer: Answer) -> dict[str, Any]:
         try:
             said = parse_json(answer.body)
         except MalformedBundle:
             said = None
         said = said if isinstance(said, dict) else {}
         if answer.status == HTTPStatus.OK:
-            return _indices(said.get("indices"), count)
+            return said
         if answer.status in _PASSING or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             detail = f"the service cannot answer now: {answer.status} {self._text(said, 'detail')}"
             raise NotAnswered(detail.rstrip(), next_step=self._text(said, "next"))

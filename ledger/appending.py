@@ -19,7 +19,14 @@ from sqlalchemy import Connection, Engine, func, select, update
 
 from rlhf_audit_trail.ledger.assigning import AssigningLog, BatchTicket
 from rlhf_audit_trail.ledger.batches import Batch
-from rlhf_audit_trail.ledger.drafts import Draft, DraftColumns, EventColumns, check_size, draft
+from rlhf_audit_trail.ledger.drafts import (
+    SURELY_FITS,
+    Draft,
+    DraftColumns,
+    EventColumns,
+    check_size,
+    draft,
+)
 from rlhf_audit_trail.ledger.events import Event, InvalidEvent
 from rlhf_audit_trail.ledger.keyring import LogKeyRing
 from rlhf_audit_trail.ledger.losses import Losses
@@ -135,9 +142,7 @@ class Log(AssigningLog):
         batch = Batch(writer_id, first_seq, recorded_at, drafts, is_foreign=True)
         ticket = self._checked(batch)
         self._writer.submit(ticket, wait_s=self._policy.queue_wait_s)
-        ticket.done.wait()
-        if ticket.error is not None:
-            raise ticket.error
+        Receipt(ticket, 0).result()
         return list(ticket.indices)
 
     def lose(self, count: int, reason: str) -> None:
@@ -200,7 +205,8 @@ class Log(AssigningLog):
             check_size(longest, self.run_id, batch.writer_id, batch.last_seq, batch.recorded_at)
             return Ticket(self.run_id, batch)
         for seq, item in enumerate(batch.drafts, batch.first_seq):
-            check_size(item, self.run_id, batch.writer_id, seq, batch.recorded_at)
+            if len(item.public) > SURELY_FITS:
+                check_size(item, self.run_id, batch.writer_id, seq, batch.recorded_at)
         return Ticket(self.run_id, batch)
 
     def flush(self) -> None:

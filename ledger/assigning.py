@@ -5,8 +5,9 @@ One transaction holds all of it: indices have no holes, and no tile is there wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from rlhf_audit_trail.ledger.signing import SigningLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import claim_indices, insert_columns
 from rlhf_audit_trail.ledger.tiles import GrowingTree
-from rlhf_audit_trail.ledger.vault import Vault
+from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 from rlhf_audit_trail.ledger.writer import Ticket
 
 __all__ = ["AssigningLog", "BatchTicket"]
@@ -32,7 +33,7 @@ _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
 
-_ENTRY_COLUMNS: Final = ("leaf_index", "seq", "kind", "data", "leaf_hash")
+_ENTRY_COLUMNS: Final = ("seq", "kind", "data", "leaf_hash")
 _VAULT_COLUMNS: Final = ("leaf_index", "subject", "ciphertext")
 _TILE_COLUMNS: Final = ("level", "tile_index", "hashes", "inner_nodes")
 
@@ -81,7 +82,7 @@ class AssigningLog(SigningLog):
         """Store what is not there yet, and give what is there the index it has."""
         size = first = self._size(connection, lock=True)
         is_closed = self._closed(connection)
-        new: list[tuple[str, tuple[Encoded, ...]]] = []
+        new: list[tuple[str, Encoded]] = []
         for ticket in tickets:
             batch = ticket.items
             if batch.is_foreign and any(writer_id == batch.writer_id for writer_id, _ in new):
@@ -89,22 +90,21 @@ class AssigningLog(SigningLog):
                 first = self._store_new(connection, first, new)
             try:
                 known = self._known(connection, batch)
-                missing = tuple(entry for entry in batch.encoded if entry.seq not in known)
+                seqs = batch.encoded.seqs
+                missing = [position for position, seq in enumerate(seqs) if seq not in known]
                 if missing and is_closed:
                     raise self._refusal()
             except AuditTrailError as error:
                 ticket.error = error
                 continue
             ticket.error = None  # of an attempt before this one
-            known |= {entry.seq: size + number for number, entry in enumerate(missing)}
-            ticket.indices = [known[entry.seq] for entry in batch.encoded]
+            known |= {seqs[position]: size + number for number, position in enumerate(missing)}
+            ticket.indices = [known[seq] for seq in seqs]
             size += len(missing)
-            new.append((batch.writer_id, missing))
+            new.append((batch.writer_id, batch.encoded.only(missing)))
         self._store_new(connection, first, new)
 
-    def _store_new(
-        self, connection: Connection, first: int, new: list[tuple[str, tuple[Encoded, ...]]]
-    ) -> int:
+    def _store_new(self, connection: Connection, first: int, new: list[tuple[str, Encoded]]) -> int:
         """Store entries from index `first` on, empty the list, and return the next index."""
         count = sum(len(entries) for _, entries in new)
         if count:
@@ -128,8 +128,7 @@ class AssigningLog(SigningLog):
         ).all()
         for row in rows:
             number = row.seq - batch.first_seq
-            entry = batch.encoded[number]
-            if bytes(row.data) != entry.data and not (
+            if bytes(row.data) != batch.encoded.data[number] and not (
                 batch.is_foreign and self._is_same(connection, row, batch, number)
             ):
                 raise ConflictingEntry(
@@ -139,7 +138,7 @@ class AssigningLog(SigningLog):
         if batch.is_foreign:
             newest = connection.scalar(select(func.max(columns.seq)).where(mine))
             expected = 0 if newest is None else int(newest) + 1
-            if batch.first_seq > expected:
+            if batch.first_seq > expected and not _tells_gap(batch, expected):
                 raise SequenceGap(
                     f"the writer's entries from {expected} to {batch.first_seq - 1} are missing",
                     expected=expected,
@@ -148,12 +147,30 @@ class AssigningLog(SigningLog):
         return {row.seq: row.leaf_index for row in rows}
 
     def _is_same(self, connection: Connection, row: Any, batch: Batch, number: int) -> bool:
-        item, entry = list(batch.drafts)[number], batch.encoded[number]
-        openings = self._openings(connection, row.leaf_index, batch.writer_id, row.seq)
-        if bare_entry(bytes(row.data)) != bare_entry(entry.data):
+        """Whether a stored entry is the one that is sent again, as far as that can be told.
+
+        Sealed values that nobody can open any more, since their subject was erased, are not
+        compared: the entry is there, and saying so gives nothing away.
+
+        Raises:
+            RunClosed: its bytes were pruned, which only a closed run's are.
+        """
+        data = bytes(row.data)
+        if not data:
+            raise self._refusal()
+        if bare_entry(data) != bare_entry(batch.encoded.data[number]):
             return False
-        if not item.paths:
-            return not openings
+        if not isinstance(batch.drafts, list):
+            return False  # columns come from this process, which sends nothing twice
+        item = batch.drafts[number]
+        if set(json.loads(data).get("c", ())) != set(item.paths):
+            return False
+        try:
+            openings = self._openings(connection, row.leaf_index, batch.writer_id, row.seq)
+        except (Erased, VaultDamaged):  # the latter, where the subject has a new secret by now
+            return True
+        if not openings:
+            return True
         subject = self._vault.prepare([item.subject], self.origin)[item.subject]
         given = dict(zip(item.paths, subject.shown(item), strict=True))
         return given == {opening.path: opening.value for opening in openings}
@@ -178,29 +195,48 @@ class AssigningLog(SigningLog):
         self,
         connection: Connection,
         first: int,
-        new: Sequence[tuple[str, Sequence[Encoded]]],
+        new: Sequence[tuple[str, Encoded]],
     ) -> None:
         """Store entries from index `first` on, their sealed values, and the tiles they fill."""
         self._tree = tree = self._grown(connection, first)
-        index, sealed, leaves = first, [], []
-        for writer_id, batches in groupby(new, key=itemgetter(0)):
-            rows = []
-            for entry in chain.from_iterable(batch for _, batch in batches):
-                rows.append((index, entry.seq, entry.kind, entry.data, entry.leaf_hash))
-                leaves.append(entry.leaf_hash)
-                if entry.subject is not None:
-                    sealed.append((index, entry.subject, entry.ciphertext))
-                index += 1
+        index = first
+        leaves: list[bytes] = []
+        sealed: tuple[list[int], list[bytes], list[bytes]] = ([], [], [])
+        for writer_id, pieces in groupby(new, key=itemgetter(0)):
+            columns: dict[str, Any] = {name: [] for name in _ENTRY_COLUMNS}
+            begin = index
+            for _, piece in pieces:
+                parts = (piece.seqs, piece.kinds, piece.data, piece.leaf_hashes)
+                for column, part in zip(columns.values(), parts, strict=True):
+                    column.extend(part)
+                sealed[0].extend([index + position for position, _, _ in piece.sealed])
+                sealed[1].extend([subject for _, subject, _ in piece.sealed])
+                sealed[2].extend([ciphertext for _, _, ciphertext in piece.sealed])
+                index += len(piece)
+            leaves += columns["leaf_hash"]
+            columns["leaf_index"] = range(begin, index)
             common = {"log_number": self.number, "writer_id": writer_id}
-            insert_columns(connection, _ENTRIES, common, _ENTRY_COLUMNS, rows)
+            insert_columns(connection, _ENTRIES, common, columns)
         common = {"log_number": self.number}
-        if sealed:
-            insert_columns(connection, _VAULT, common, _VAULT_COLUMNS, sealed)
+        if sealed[0]:
+            columns = dict(zip(_VAULT_COLUMNS, sealed, strict=True))
+            insert_columns(connection, _VAULT, common, columns)
         full = tree.append(leaves)
         if full:
-            tiles = [(tile.level, tile.tile_index, tile.hashes, tile.inner_nodes) for tile in full]
-            insert_columns(connection, _TILES, common, _TILE_COLUMNS, tiles)
+            columns = {name: [getattr(tile, name) for tile in full] for name in _TILE_COLUMNS}
+            insert_columns(connection, _TILES, common, columns)
 
     def forget_tree(self) -> None:
         """Drop the tree in memory; the next append reads it from the store."""
         self._tree = None
+
+
+def _tells_gap(batch: Batch, expected: int) -> bool:
+    """Whether another machine's batch begins with the gap that stands for what it leaves out."""
+    first = batch.drafts[0] if isinstance(batch.drafts, list) else None
+    if first is None or first.kind != "gap":
+        return False
+    fields = json.loads(f"{{{first.public[1:]}}}")
+    missing = {"of_writer": batch.writer_id, "first_seq": expected, "last_seq": batch.first_seq - 1}
+    missing |= {"count": batch.first_seq - expected}
+    return all(fields.get(name) == value for name, value in missing.items())

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import repeat
+from typing import Final
 
-from rlhf_audit_trail.ledger.drafts import Draft, DraftColumns, encode_draft
+from rlhf_audit_trail.ledger.drafts import (
+    ANNOTATOR,
+    Draft,
+    DraftColumns,
+    DraftGroup,
+    Frame,
+    commitments_template,
+    grouped,
+)
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
-from rlhf_audit_trail.ledger.sealing import Randomness, sealer_of
-from rlhf_audit_trail.ledger.vault import Subject, Vault
+from rlhf_audit_trail.ledger.sealing import NONCE_BYTES, sealer_of
+from rlhf_audit_trail.ledger.vault import Vault
 
 __all__ = ["Batch", "Encoded", "bare_entry"]
 
 _LIGHT_DRAFTS_MAX: Final = 8
 
 
-class Encoded(NamedTuple):
-    """An entry that has all but its index; without sealed values, `subject` is None."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Entries that have all but their indices, column by column.
 
-    seq: int
-    kind: str
-    data: bytes
-    leaf_hash: bytes
-    subject: bytes | None
-    ciphertext: bytes
+    Attributes:
+        seqs: sequence numbers, growing.
+        kinds: of each entry.
+        data: the entries' bytes.
+        leaf_hashes: 32 bytes each.
+        sealed: (position in the other columns, subject's tag, ciphertext) of those that have
+            sealed values, in growing order.
+    """
+
+    seqs: Sequence[int]
+    kinds: Sequence[str]
+    data: Sequence[bytes]
+    leaf_hashes: Sequence[bytes]
+    sealed: Sequence[tuple[int, bytes, bytes]]
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.data)
+
+    def only(self, positions: Sequence[int]) -> Encoded:
+        """Return some of the entries; the positions grow."""
+        if len(positions) == len(self):
+            return self
+        new = {position: number for number, position in enumerate(positions)}
+        return Encoded(
+            [self.seqs[x] for x in positions],
+            [self.kinds[x] for x in positions],
+            [self.data[x] for x in positions],
+            [self.leaf_hashes[x] for x in positions],
+            [(new[x], tag, text) for x, tag, text in self.sealed if x in new],
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -45,7 +81,7 @@ class Batch:
     recorded_at: str
     drafts: list[Draft] | DraftColumns
     is_foreign: bool = False
-    encoded: tuple[Encoded, ...] = ()
+    encoded: Encoded = Encoded((), (), (), (), ())
 
     def __len__(self) -> int:
         """Count the entries."""
@@ -55,8 +91,9 @@ class Batch:
     def is_light(self) -> bool:
         """Whether making the entries costs no more than handing them to a thread would."""
         drafts = self.drafts
-        few = isinstance(drafts, list) and len(drafts) <= _LIGHT_DRAFTS_MAX
-        return few and not any(item.paths for item in drafts)
+        if isinstance(drafts, DraftColumns) or len(drafts) > _LIGHT_DRAFTS_MAX:
+            return False
+        return not any(item.paths for item in drafts)
 
     @property
     def last_seq(self) -> int:
@@ -67,29 +104,48 @@ class Batch:
         """Make the entries: salts, commitments, ciphertexts, bytes and leaf hashes."""
         if self.encoded:
             return
-        drafts = list(self.drafts)
-        subjects = vault.prepare({item.subject for item in drafts if item.paths}, origin)
-        self.encoded = tuple(self._entries(drafts, subjects, origin, run_id))
+        frame = Frame(run_id, self.writer_id, self.recorded_at)
+        seqs = range(self.first_seq, self.first_seq + len(self))
+        sealed: list[tuple[int, bytes, bytes]] = []
+        if isinstance(self.drafts, list) and not any(item.paths for item in self.drafts):
+            kinds = [item.kind for item in self.drafts]
+            rows = zip(seqs, self.drafts, strict=True)
+            data = [frame.entry(item.kind, seq, item.public, "") for seq, item in rows]
+        else:
+            kinds, data = [""] * len(self), [b""] * len(self)
+            for group in grouped(self.drafts):
+                made, texts = self._seal(group, vault, origin)
+                sealed += texts
+                columns = (group.positions, group.kinds, group.publics, made)
+                for position, kind, public, commitments in zip(*columns, strict=True):
+                    kinds[position] = kind
+                    data[position] = frame.entry(kind, seqs[position], public, commitments)
+            sealed.sort()  # by position
+        self.encoded = Encoded(seqs, kinds, data, list(map(leaf_hash, data)), sealed)
 
-    def _entries(
-        self, drafts: list[Draft], subjects: Mapping[str, Subject], origin: str, run_id: str
-    ) -> Iterator[Encoded]:
-        needed = [sealer_of(item.paths).random_bytes for item in drafts if item.paths]
-        randomness = Randomness(sum(needed))
+    def _seal(
+        self, group: DraftGroup, vault: Vault, origin: str
+    ) -> tuple[Iterable[str], list[tuple[int, bytes, bytes]]]:
+        """Return the commitments of each draft as an entry has them, and what the vault keeps."""
+        if not group.paths:
+            return repeat("", len(group.kinds)), []
+        subjects = vault.prepare(set(group.subjects), origin)
+        about = [subjects[name] for name in group.subjects]
+        columns = list(group.columns)
+        if ANNOTATOR in group.paths:  # of a person only the pseudonym in this log
+            columns[group.paths.index(ANNOTATOR)] = [subject.pseudonym for subject in about]
+        commitments, plain = sealer_of(group.paths).seal(columns)
         # what binds a ciphertext to its entry, before the index is known; see `place_of`
         place = origin.encode() + bytes.fromhex(self.writer_id)
-        writer_id, recorded_at = self.writer_id, self.recorded_at
-        for seq, item in enumerate(drafts, self.first_seq):
-            if not item.paths:
-                data = encode_draft(item, run_id, writer_id, seq, recorded_at, ())
-                yield Encoded(seq, item.kind, data, leaf_hash(data), None, b"")
-                continue
-            subject = subjects[item.subject]
-            values = subject.shown(item)
-            commitments, nonce, plain = sealer_of(item.paths).seal(values, randomness)
-            sealed = subject.cipher.encrypt(nonce, plain, place + seq.to_bytes(8, "big"))
-            data = encode_draft(item, run_id, writer_id, seq, recorded_at, commitments)
-            yield Encoded(seq, item.kind, data, leaf_hash(data), subject.tag, nonce + sealed)
+        nonces, begin, sealed = os.urandom(NONCE_BYTES * len(plain)), 0, []
+        for position, subject, text in zip(group.positions, about, plain, strict=True):
+            nonce = nonces[begin : begin + NONCE_BYTES]
+            begin += NONCE_BYTES
+            seq = (self.first_seq + position).to_bytes(8, "big")
+            ciphertext = nonce + subject.cipher.encrypt(nonce, text, place + seq)
+            sealed.append((position, subject.tag, ciphertext))
+        template = commitments_template(group.paths)
+        return [template % hexes for hexes in commitments], sealed
 
 
 def bare_entry(data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = ["WAY_OUT_OF_FORK", "WAY_OUT_OF_ROLLBACK", "Forked", "RolledBack"]
+__all__ = ["WAY_OUT_OF_FORK", "WAY_OUT_OF_ROLLBACK", "WAY_OUT_OF_THEFT", "Forked", "RolledBack"]
 
 WAY_OUT_OF_ROLLBACK: Final = (
     "append nothing; bring back what is missing from an export or mirror of this log: "
@@ -18,6 +18,11 @@ WAY_OUT_OF_ROLLBACK: Final = (
 WAY_OUT_OF_FORK: Final = (
     "keep this copy as evidence; go back to the newest sound backup, then bring back what was "
     "published from an export or mirror: rlhf-audit import SOURCE"
+)
+
+WAY_OUT_OF_THEFT: Final = (
+    "; if you never had those entries, somebody else has the publisher's key: take a new key, "
+    "and set chain.publisher in rlhf-audit.toml to its address (OPERATING.md says how)"
 )
 
 

@@ -8,9 +8,11 @@ once and never re-encoded (`FORMAT.md`, section 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import starmap
+from json.encoder import encode_basestring
 from typing import Any, Final, NamedTuple
 
 from rlhf_audit_trail.ledger.events import (
@@ -27,17 +29,25 @@ from rlhf_audit_trail.ledger.events import (
 
 __all__ = [
     "ANNOTATOR",
+    "SURELY_FITS",
     "Draft",
     "DraftColumns",
+    "DraftGroup",
     "EventColumns",
+    "Frame",
     "check_size",
+    "commitments_template",
     "draft",
     "encode_draft",
     "encode_entry",
+    "grouped",
 ]
 
 ANNOTATOR: Final = "annotator"  # the sealed field that holds a person's pseudonym
 
+# So many characters of public fields fit, in whatever entry: half of it is left for the rest,
+# and four bytes are the most that UTF-8 has for a character.
+SURELY_FITS: Final = MAX_ENTRY_BYTES // 8
 _HEX_DIGITS: Final = 64  # of a commitment
 _SEQ_DIGITS_MAX: Final = 19
 _COPIED_TYPES: Final = {str, int, bool, type(None)}  # immutable, and always JSON
@@ -128,7 +138,7 @@ class EventColumns:
 
 @dataclass(frozen=True)
 class DraftColumns:
-    """Checked columns; iterating makes the drafts."""
+    """Checked columns, still to be encoded."""
 
     kind: str
     public: str
@@ -144,23 +154,75 @@ class DraftColumns:
         paths = [x for x in KINDS[self.kind].sealed if x in self.columns or x == ANNOTATOR]
         return Draft(self.kind, self.public, tuple(paths), (b"",) * len(paths), "")
 
-    def __iter__(self) -> Iterator[Draft]:
-        """Encode row by row."""
-        without = tuple(self.columns)
-        paths = tuple(x for x in KINDS[self.kind].sealed if x in self.columns or x == ANNOTATOR)
-        columns = [_encoded(self.columns[x]) if x in self.columns else None for x in paths]
-        blank = [b""] * len(self)
-        filled = [blank if column is None else column for column in columns]
-        rows: Iterable[tuple[bytes, ...]] = zip(*filled, strict=True)
-        place = paths.index(ANNOTATOR) if len(paths) > len(without) else None
-        kind, public = self.kind, self.public
-        if not paths:
-            rows = [()] * len(self)
-        for values, subject in zip(rows, self.subjects, strict=True):
-            if place is None or subject:
-                yield Draft(kind, public, paths, values, subject)
-            else:
-                yield Draft(kind, public, without, values[:place] + values[place + 1 :], subject)
+    def groups(self) -> list[DraftGroup]:
+        """Encode the columns; rows without a subject have no annotator."""
+        order = KINDS[self.kind].sealed
+        values = {path: _encoded(column) for path, column in self.columns.items()}
+        if ANNOTATOR not in order or ANNOTATOR in values:
+            return [self._group(tuple(values), values, range(len(self)))]
+        paths = tuple(path for path in order if path in values or path == ANNOTATOR)
+        values[ANNOTATOR] = [b""] * len(self)
+        if all(self.subjects):
+            return [self._group(paths, values, range(len(self)))]
+        chosen: dict[bool, list[int]] = {True: [], False: []}
+        for position, subject in enumerate(self.subjects):
+            chosen[bool(subject)].append(position)
+        without = tuple(path for path in paths if path != ANNOTATOR)
+        groups = [self._group(paths, values, chosen[True])] if chosen[True] else []
+        return [*groups, self._group(without, values, chosen[False])]
+
+    def _group(
+        self,
+        paths: tuple[str, ...],
+        values: Mapping[str, Sequence[bytes]],
+        positions: Sequence[int],
+    ) -> DraftGroup:
+        columns, subjects = [values[path] for path in paths], self.subjects
+        if len(positions) != len(self):
+            columns = [[column[position] for position in positions] for column in columns]
+            subjects = tuple([subjects[position] for position in positions])
+        count = len(positions)
+        publics = [self.public] * count
+        return DraftGroup(positions, [self.kind] * count, publics, paths, columns, subjects)
+
+
+class DraftGroup(NamedTuple):
+    """Drafts with the same sealed fields, column by column: hashing rows by the thousand.
+
+    Attributes:
+        positions: of each draft in what was handed over; growing.
+        kinds: of each draft.
+        publics: of each draft, as in `Draft`.
+        paths: the sealed fields of all of them.
+        columns: for each path the values, as in `Draft`.
+        subjects: of each draft.
+    """
+
+    positions: Sequence[int]
+    kinds: Sequence[str]
+    publics: Sequence[str]
+    paths: tuple[str, ...]
+    columns: Sequence[Sequence[bytes]]
+    subjects: Sequence[str]
+
+
+def grouped(drafts: list[Draft] | DraftColumns) -> list[DraftGroup]:
+    """Put drafts with the same sealed fields together."""
+    if isinstance(drafts, DraftColumns):
+        return drafts.groups()
+    kinds, publics, paths, values, subjects = zip(*drafts, strict=True)
+    chosen: dict[tuple[str, ...], list[int]] = {}
+    for position, names in enumerate(paths):
+        chosen.setdefault(names, []).append(position)
+    if len(chosen) == 1:
+        columns = list(zip(*values, strict=True))
+        return [DraftGroup(range(len(drafts)), kinds, publics, paths[0], columns, subjects)]
+    return [group for some in chosen.values() for group in _regrouped(drafts, some)]
+
+
+def _regrouped(drafts: list[Draft], positions: list[int]) -> Iterator[DraftGroup]:
+    for group in grouped([drafts[position] for position in positions]):
+        yield group._replace(positions=positions)
 
 
 class _Encoded(bytes):
@@ -181,24 +243,51 @@ def _copied(column: Sequence[Any]) -> Sequence[Any]:
     return list(column)
 
 
-def _encoded(column: Sequence[Any]) -> Iterable[bytes]:
-    if column and type(column[0]) is _Encoded:
+def _encoded(column: Sequence[Any]) -> Sequence[bytes]:
+    types = set(map(type, column))
+    if types == {_Encoded}:
         return column
+    if types == {str}:
+        return [encode_basestring(value).encode() for value in column]
+    if types == {float}:
+        return [
+            float.__repr__(value).encode() for value in column
+        ]  # `_copied` saw that it is finite
     return [encode_text(value).encode() for value in column]
 
 
-@lru_cache(maxsize=256)
-def _head(kind: str, run_id: str, writer_id: str) -> str:
-    return (
-        f'{{"v":{ENTRY_VERSION},"kind":{encode_text(kind)},"run_id":{encode_text(run_id)},'
-        f'"writer_id":{encode_text(writer_id)},"seq":'
-    )
+class _Heads(dict[str, str]):
+    """What entries of one writer begin with, by kind; made when first asked for."""
+
+    def __init__(self, run_id: str, writer_id: str) -> None:
+        self._place = f',"run_id":{encode_text(run_id)},"writer_id":{encode_text(writer_id)},"seq":'
+
+    def __missing__(self, kind: str) -> str:
+        head = self[kind] = f'{{"v":{ENTRY_VERSION},"kind":{encode_text(kind)}{self._place}'
+        return head
+
+
+_heads: Final = lru_cache(maxsize=256)(_Heads)
+
+
+class Frame:
+    """What the entries of one writer that were recorded together have in common."""
+
+    def __init__(self, run_id: str, writer_id: str, recorded_at: str) -> None:
+        """Prepare for entries of this run, writer and time."""
+        self._heads = _heads(run_id, writer_id)
+        self._time = f',"recorded_at":"{recorded_at}"'
+
+    def entry(self, kind: str, seq: int, public: str, commitments: str) -> bytes:
+        """Write an entry; `commitments` as `commitments_template` filled in, or empty."""
+        return f"{self._heads[kind]}{seq}{self._time}{public}{commitments}}}".encode()
 
 
 @lru_cache(maxsize=256)
-def _commitments(paths: tuple[str, ...]) -> str:
-    members = ",".join(f"{encode_text(path)}:%s" for path in paths).replace("%s", '"%s"')
-    return f',"c":{{{members}}}'
+def commitments_template(paths: tuple[str, ...]) -> str:
+    """Return an entry's member of commitments, with `%s` for each of them in hex."""
+    members = ",".join(f'{encode_text(path)}:"%s"' for path in paths)
+    return f',"c":{{{members}}}' if paths else ""
 
 
 def encode_draft(
@@ -210,22 +299,12 @@ def encode_draft(
     commitments: tuple[str, ...],
 ) -> bytes:
     """Write a draft as the bytes of an entry; `commitments` in hex, ordered as `sealed` is."""
-    if commitments:
-        return (
-            f'{_head(item.kind, run_id, writer_id)}{seq},"recorded_at":"{recorded_at}"'
-            f"{item.public}{_commitments(item.paths) % commitments}}}"
-        ).encode()
-    return (
-        f'{_head(item.kind, run_id, writer_id)}{seq},"recorded_at":"{recorded_at}"{item.public}}}'
-    ).encode()
+    frame = Frame(run_id, writer_id, recorded_at)
+    return frame.entry(item.kind, seq, item.public, commitments_template(item.paths) % commitments)
 
 
 def check_size(item: Draft, run_id: str, writer_id: str, seq: int, recorded_at: str) -> None:
     """Raise EntryTooLarge if a draft would be an entry of more than 65,535 bytes."""
-    # four bytes are the most that UTF-8 has for a character: mostly no need to encode
-    rest = len(run_id) + len(item.paths) * (_HEX_DIGITS + _PATH_CHARACTERS_MAX) + _FRAME_MAX
-    if 4 * len(item.public) + rest <= MAX_ENTRY_BYTES:
-        return
     commitments = ("0" * _HEX_DIGITS,) * len(item.paths)
     size = len(encode_draft(item, run_id, writer_id, seq, recorded_at, commitments))
     if size > MAX_ENTRY_BYTES:
@@ -234,10 +313,6 @@ def check_size(item: Draft, run_id: str, writer_id: str, seq: int, recorded_at: 
             f"{MAX_ENTRY_BYTES:,} is the most",
             next_step="move the large value to a sealed field or a blob, and refer to its digest",
         )
-
-
-_PATH_CHARACTERS_MAX: Final = 6 + max(len(path) for kind in KINDS.values() for path in kind.sealed)
-_FRAME_MAX: Final = 200 + max(map(len, KINDS))  # names, version, writer, number and time
 
 
 def encode_entry(
@@ -273,25 +348,35 @@ def encode_entry(
 
 # --- public fields against the kind -----------------------------------------------------
 
+_ABSENT: Final = object()
+# values that cannot be wrong and need no encoder; a float may be infinite, a list hold anything
+_SPELLINGS: Final[Mapping[type, Callable[[Any], str]]] = {
+    str: encode_basestring,
+    int: int.__repr__,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "null",
+}
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+
+class _Field(NamedTuple):
     """A public field's rule, prepared once: this is looked up for every event."""
 
     name: str
+    member: str  # what stands before the value
+    spellings: Mapping[type, Callable[[Any], str]]
     is_optional: bool
     types: tuple[type, ...]
 
 
 def _prepare(kind: Kind) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(
-            name.removesuffix("?"),
-            name.endswith("?"),
-            wanted if isinstance(wanted, tuple) else (wanted,),
-        )
-        for name, wanted in kind.public.items()
-    )
+    return tuple(starmap(_field, kind.public.items()))
+
+
+def _field(name: str, wanted: type | tuple[type, ...]) -> _Field:
+    types = wanted if isinstance(wanted, tuple) else (wanted,)
+    spellings = {cls: _SPELLINGS[cls] for cls in types if cls in _SPELLINGS}
+    bare = name.removesuffix("?")
+    return _Field(bare, f",{encode_text(bare)}:", spellings, name.endswith("?"), types)
 
 
 _FIELDS: Final = {name: _prepare(kind) for name, kind in KINDS.items()}
@@ -306,31 +391,27 @@ def _public(kind: str, fields: Mapping[str, Any], sealed: Mapping[str, Any]) -> 
     rules = _FIELDS.get(kind)
     if rules is None:
         raise InvalidEvent(f"unknown kind of event {kind!r}", next_step="see events.KINDS")
-    found: dict[str, Any] = {}
+    members = []
     for rule in rules:
-        name = rule.name
-        if name in fields:
-            value = found[name] = fields[name]
-            if type(value) not in rule.types or type(value) is float:
-                _check_value(kind, rule, value)
-        elif not rule.is_optional:
-            raise InvalidEvent(f"{kind} needs the field {name}")
-    if len(found) != len(fields) or (sealed and not _has_all(kind, sealed)):
-        surplus = (fields.keys() - found.keys()) | (sealed.keys() - set(KINDS[kind].sealed))
+        name, member, spellings, is_optional, _ = rule
+        value = fields.get(name, _ABSENT)
+        if value is _ABSENT:
+            if not is_optional:
+                raise InvalidEvent(f"{kind} needs the field {name}")
+            continue
+        spell = spellings.get(type(value))
+        members.append(member + (spell(value) if spell else _checked(kind, rule, value)))
+    if len(members) != len(fields) or (sealed and not sealed.keys() <= _SEALED[kind]):
+        known = {rule.name for rule in rules}
+        surplus = (fields.keys() - known) | (sealed.keys() - _SEALED[kind])
         raise InvalidEvent(f"{kind} has no field {', '.join(sorted(map(str, surplus)))}")
-    if not found:
-        return ""
-    text = encode_text(found)
+    text = "".join(members)
     if not text.isascii():
-        encode_value(found)  # refuses what UTF-8 has not
-    return f",{text[1:-1]}"
+        encode_value(text)  # refuses what UTF-8 has not
+    return text
 
 
-def _has_all(kind: str, sealed: Mapping[str, Any]) -> bool:
-    return sealed.keys() <= _SEALED[kind]
-
-
-def _check_value(kind: str, rule: _Field, value: Any) -> None:
+def _checked(kind: str, rule: _Field, value: Any) -> str:
     # bool passes isinstance(int) in Python, and would read as a number elsewhere
     fits = isinstance(value, rule.types) and not (
         isinstance(value, bool) and bool not in rule.types
@@ -343,3 +424,4 @@ def _check_value(kind: str, rule: _Field, value: Any) -> None:
             f"{kind}.{rule.name} is not a finite number",
             next_step="write it as the text NaN, Infinity or -Infinity in a sealed field",
         )
+    return encode_text(value)

@@ -17,8 +17,8 @@ class Finding:
     Attributes:
         log: the run id, `registry`, or empty for what belongs to no log.
         what: database, ledger, log, entry, sequence, hash_tile, tree_head, cosignature,
-            vault, registry, anchor, blob, vkey or file; `unchecked` for what is not known
-            to be broken.
+            vault, registry, anchor, writer_token, remote_writer, blob, vkey or file;
+            `unchecked` for what is not known to be broken.
         where: the index, tile, size, row or path, for example `index 5`.
         detail: one sentence; never a sealed value.
     """

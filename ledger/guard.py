@@ -11,6 +11,7 @@ stands in the contract under our own publisher's address.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -23,11 +24,13 @@ from rlhf_audit_trail.ledger.alarm import AlarmFiles, PeerHead
 from rlhf_audit_trail.ledger.contradictions import (
     WAY_OUT_OF_FORK,
     WAY_OUT_OF_ROLLBACK,
+    WAY_OUT_OF_THEFT,
     Forked,
     RolledBack,
 )
 from rlhf_audit_trail.ledger.cosignature import open_cosigned_head
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, BadSignature, MalformedBundle
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.reading import StoredLog
 from rlhf_audit_trail.ledger.settings import REFUSE
 
@@ -43,6 +46,8 @@ __all__ = [
     "judge",
     "open_own_head",
 ]
+
+_logger = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 5.0
 QUESTIONS_MAX: Final = 8  # to one peer at a time; a peer that hangs must not gather threads
@@ -126,6 +131,7 @@ class Guard:
         timeout_s: float = TIMEOUT_S,
         when_unreachable: str = REFUSE,
         alarms: AlarmFiles | None = None,
+        publisher: str = "",
     ) -> None:
         """Remember whom to ask; nobody is asked yet.
 
@@ -134,11 +140,14 @@ class Guard:
             timeout_s: how long they may take together.
             when_unreachable: see `GuardSettings`.
             alarms: where contradictions are kept across starts.
+            publisher: the only address under which anchors count, if the operator names one:
+                a key may be stolen, and what its thief anchored then stops nothing any more.
         """
         self.peers = tuple(peers)
         self.timeout_s = timeout_s
         self._when_unreachable = when_unreachable
         self._alarms = alarms
+        self._publisher = publisher.lower()
         self._kept: dict[str, PeerHead] = {}  # by origin, where there are no files
         self._slots = [threading.BoundedSemaphore(QUESTIONS_MAX) for _ in self.peers]
 
@@ -149,6 +158,7 @@ class Guard:
             timeout_s=self.timeout_s,
             when_unreachable=self._when_unreachable,
             alarms=self._alarms,
+            publisher=self._publisher,
         )
 
     def compare(self, log: StoredLog) -> Comparison:
@@ -239,7 +249,21 @@ class Guard:
     # --- remembering ------------------------------------------------------------------
 
     def _recalled(self, log: StoredLog) -> PeerHead | None:
-        return self._alarms.read(log.origin) if self._alarms else self._kept.get(log.origin)
+        """Return what contradicted the log, unless it is of a publisher that was given up."""
+        head = self._alarms.read(log.origin) if self._alarms else self._kept.get(log.origin)
+        if head is None or not self._is_given_up(head):
+            return head
+        self._kept.pop(log.origin, None)
+        if self._alarms is not None:
+            place = self._alarms.settle(log.origin)
+            _logger.warning(
+                "%s: anchors of %s count no more, chain.publisher names %s; what was said of "
+                "them is kept in %s", log.origin, head.publisher, self._publisher, place,
+            )  # fmt: skip
+        return None
+
+    def _is_given_up(self, head: PeerHead) -> bool:
+        return bool(head.publisher and self._publisher) and head.publisher != self._publisher
 
     def _keep(self, log: StoredLog, contradiction: Answer) -> None:
         if contradiction.head is None:
@@ -268,8 +292,18 @@ def _judged(log: StoredLog, name: str, said: PeerHead | AuditTrailError | None) 
     return Answer(name, State.AGREES, said)
 
 
-def open_own_head(log: StoredLog, data: bytes, peer: str) -> PeerHead:
+def open_own_head(
+    log: StoredLog, data: bytes, peer: str, *, also_by: Sequence[VerifierKey] = ()
+) -> PeerHead:
     """Read a signed tree head that a peer shows, and make sure that this log signed it.
+
+    Args:
+        log: whose keys count: those that the store names for a tree of this size, and those of
+            later generations whose secrets are on this machine. An older copy of the store
+            knows nothing of them, and they are what its peers have seen last.
+        data: the note.
+        peer: what messages call the holder.
+        also_by: more keys that were shown to be this log's.
 
     Raises:
         MalformedBundle: no signed tree head.
@@ -282,9 +316,12 @@ def open_own_head(log: StoredLog, data: bytes, peer: str) -> PeerHead:
         raise MalformedBundle("the tree head shown is not UTF-8") from error
     size = open_cosigned_head(note, ()).head.size
     # the keys of that size: a retired key, which somebody else may have, proves nothing new
-    signed = open_cosigned_head(note, log.keys_at(size))
+    signed = open_cosigned_head(note, (*log.keys_at(size), *log.later_keys(), *also_by))
     if not signed.signed_by:
-        raise BadSignature("the tree head shown was not signed by this log")
+        raise BadSignature(
+            "the tree head shown was not signed by this log",
+            next_step="if the keys were rotated, copy the newer operator keys to this machine",
+        )
     return PeerHead(peer, signed.head.size, signed.head.root, note)
 
 
@@ -299,14 +336,15 @@ def judge(log: StoredLog, head: PeerHead) -> None:
         Forked: it has another root at that size.
     """
     size, how = log.size, "signed" if head.note else "anchored"
+    theft = "" if head.note else WAY_OUT_OF_THEFT
     if size < head.size:
         raise RolledBack(
             f"{log.origin}: the store has {size:,} entries, and {head.peer} holds a tree of "
             f"{head.size:,} that was {how}: an old copy is in place",
-            next_step=WAY_OUT_OF_ROLLBACK,
+            next_step=WAY_OUT_OF_ROLLBACK + theft,
         )
     if log.root_at(head.size) != head.root:
         raise Forked(
             f"{log.origin}: {head.peer} holds another tree of {head.size:,} entries that was {how}",
-            next_step=WAY_OUT_OF_FORK,
+            next_step=WAY_OUT_OF_FORK + theft,
         )

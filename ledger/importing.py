@@ -53,6 +53,7 @@ from rlhf_audit_trail.ledger.store.database import (
 )
 from rlhf_audit_trail.ledger.store.errors import StoreError
 from rlhf_audit_trail.ledger.succession import Succession
+from rlhf_audit_trail.ledger.tokens import WriterTokens
 from rlhf_audit_trail.ledger.vault import Vault
 from rlhf_audit_trail.ledger.vault_backup import Brought, bring_vault_rows, count_unopenable
 
@@ -93,13 +94,15 @@ class Imported:
     vault: Brought
 
 
-def import_copies(directory: Path, place: str, *, backup: Path | None = None) -> list[Imported]:
+def import_copies(
+    directory: Path, place: str, *, backup: Path | str | None = None
+) -> list[Imported]:
     """Bring a ledger's logs back from the copies at a place.
 
     Args:
         directory: the ledger's, with settings and operator key; the databases may be lost.
         place: an export or mirror, a directory that has several, or an address.
-        backup: an older copy of the ledger's SQLite database, for the vault rows.
+        backup: an older copy of the ledger's database, for the vault rows; see `bring_vault_rows`.
 
     Raises:
         LedgerMissing, SettingsError, BadKeyFile: there is nothing to import into.
@@ -119,6 +122,7 @@ def import_copies(directory: Path, place: str, *, backup: Path | None = None) ->
         copies, done = _fill_database(ours, found)
     with Ledger.open(ours.directory) as ledger:
         _record_registry(ledger)
+        WriterTokens(ledger).put_back()
         runs = (copy for copy in copies if copy.run_id != REGISTRY)
         done += [_import_run(ledger, copy, backup) for copy in runs]
     shutil.rmtree(ours.cache, ignore_errors=True)
@@ -292,7 +296,7 @@ def _record_registry(ledger: Ledger) -> None:
 # --- runs -----------------------------------------------------------------------------------
 
 
-def _import_run(ledger: Ledger, copy: Copy, backup: Path | None) -> Imported:
+def _import_run(ledger: Ledger, copy: Copy, backup: Path | str | None) -> Imported:
     closed = _announced(ledger, copy)
     restoration = Restoration(ledger.engine, ledger.vault, copy)
     restoration.compare()  # the store may have moved since all copies were verified

@@ -9,6 +9,7 @@ store, but has no secret, can stop us from signing and make us sign nothing.
 from __future__ import annotations
 
 import json
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
@@ -17,6 +18,7 @@ from rlhf_audit_trail.ledger.contradictions import Forked
 from rlhf_audit_trail.ledger.keys import BadKeyFile, LogKeys, OperatorSecrets
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, ProofError
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.succession import (
     KEY_KINDS,
@@ -127,6 +129,16 @@ class KeyRing:
             succession = self._read(connection)
             self._seen = newest, succession
         return succession
+
+    def later_keys(self, run_id: str) -> tuple[VerifierKey, ...]:
+        """Return a log's keys of generations that our secrets have, and the store does not name.
+
+        There are some where an older copy of the store is in place than the secrets beside it,
+        and while a rotation is prepared. Raises BadKeyFile if a secret is there, but unusable.
+        """
+        later = count(self.seen().generation + 1)
+        there = takewhile(lambda generation: self.secrets.path(generation).exists(), later)
+        return tuple(key for item in there for key in self.derive(item, run_id).verifier_keys)
 
     def require_newest(self, connection: Connection, generation: int) -> None:
         """Raise KeysChanged if there is a newer generation of keys than this one."""

@@ -34,6 +34,7 @@ from rlhf_audit_trail.ledger.reading import (
 from rlhf_audit_trail.ledger.settings import (
     LEDGER_TABLES,
     STRICT,
+    AnchorSettings,
     ChainSettings,
     GuardSettings,
     LedgerSettings,
@@ -113,11 +114,13 @@ class Ledger:
         *,
         witnesses: WitnessSettings | None = None,
         guard: GuardSettings | None = None,
+        anchoring: AnchorSettings | None = None,
     ) -> None:
         """Use `open` or `create` instead."""
         self.directory = directory
         self.settings = settings
         self.chain = chain
+        self.anchoring = anchoring or AnchorSettings()
         secrets = OperatorSecrets(directory / GENERATED_KEY)
         self.key_ring = KeyRing(secrets, settings.organisation)
         self.secret = secrets.first
@@ -237,7 +240,12 @@ class Ledger:
                     next_step="restore it from a backup; a new one would hide what was lost",
                 )
         return cls(
-            path, settings, found["chain"], witnesses=found["witnesses"], guard=found["guard"]
+            path,
+            settings,
+            found["chain"],
+            witnesses=found["witnesses"],
+            guard=found["guard"],
+            anchoring=found["anchor"],
         )
 
     def open_run(self, run_id: str) -> Log:
@@ -357,7 +365,7 @@ class Ledger:
                 )
                 log.keys_now()
                 if log.size:  # else its keys are settled when it is announced
-                    self.write_key_file(log.run_id, log.key_history)
+                    self._bring_key_file(log)
                 log.recover()
                 self.watch.over(log, run_id)
                 self._logs[run_id] = log
@@ -438,5 +446,16 @@ class Ledger:
     def write_key_file(self, run_id: str, history: KeyHistory) -> Path:
         """Bring the file with a log's public keys to what signs its next tree head; return it."""
         path = self.key_file(run_id)
-        write_key_file(path, history)
+        write_key_file(path, history, self.key_ring.later_keys(run_id))
         return path
+
+    def _bring_key_file(self, log: Log) -> None:
+        """Bring a log's key file to the store, or find that the store is older than the file."""
+        with suppress(RolledBack, WrongLedger):
+            self.write_key_file(log.run_id, log.key_history)
+            return
+        log.keys_now()  # another process may have rotated them, and written the file, just now
+        try:
+            self.write_key_file(log.run_id, log.key_history)
+        except RolledBack as finding:
+            log.stop(finding)

@@ -10,12 +10,16 @@ from typing import Final
 
 from sqlalchemy import Engine
 
+from rlhf_audit_trail.ledger.cosignature import open_cosigned_head
 from rlhf_audit_trail.ledger.guard import Peer, PeerHead, open_own_head
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, ProofError
+from rlhf_audit_trail.ledger.key_trace import trace_keys
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, BadSignature, ProofError
 from rlhf_audit_trail.ledger.proof.note import MAX_NOTE_BYTES
-from rlhf_audit_trail.ledger.public_log import DirectoryLog, ServedLog, Source
+from rlhf_audit_trail.ledger.public_log import DirectoryLog, PublicLog, ServedLog, Source
 from rlhf_audit_trail.ledger.reading import StoredLog
 from rlhf_audit_trail.ledger.settings import ChainSettings, SettingsError
+from rlhf_audit_trail.ledger.signing import SigningLog
+from rlhf_audit_trail.ledger.succession import REGISTRY, KeyHistory
 from rlhf_audit_trail.ledger.tlog_policy import PolicyWitness, TlogPolicy
 from rlhf_audit_trail.ledger.web import BadAddress, Unreachable, parse_url
 from rlhf_audit_trail.ledger.witness_client import LyingWitness, held_head, size_cosigned
@@ -67,16 +71,37 @@ class MirrorPeer:
 
     def newest(self, log: StoredLog, *, timeout_s: float) -> PeerHead | None:
         """Return the tree head that is published there."""
-        data = self._source(log, timeout_s).read("checkpoint", MAX_NOTE_BYTES)
+        run = log.origin.rpartition("/")[2]
+        data = self._source(run, timeout_s).read("checkpoint", MAX_NOTE_BYTES)
         if data is None:
             return None
         try:
-            return open_own_head(log, data, self.name)
+            try:
+                return open_own_head(log, data, self.name)
+            except BadSignature:
+                history = self._published_history(log, run, timeout_s)
+                size = open_cosigned_head(data.decode(), ()).head.size
+                return open_own_head(log, data, self.name, also_by=history.at(size))
         except ProofError as error:
-            raise LyingMirror("it shows a tree head that this log did not sign") from error
+            raise LyingMirror(
+                "it shows a tree head that this log did not sign", next_step=error.next_step
+            ) from error
 
-    def _source(self, log: StoredLog, timeout_s: float) -> Source:
-        place = self.place.replace("{run}", log.origin.rpartition("/")[2])
+    def _published_history(self, log: StoredLog, run: str, timeout_s: float) -> KeyHistory:
+        """Return the log's keys as the registry log says that is published here.
+
+        It must lead to them from our own. For a machine that has an old copy of the store, and
+        none of the newer secrets.
+        """
+        registry = PublicLog(self._source(REGISTRY, timeout_s))
+        pinned = log.registry_keys() if isinstance(log, SigningLog) else ()
+        found = trace_keys(registry, pinned).histories.get(run)
+        if found is None or found.origin != log.origin:
+            raise BadSignature("the registry log that is published there has no such log")
+        return found
+
+    def _source(self, run: str, timeout_s: float) -> Source:
+        place = self.place.replace("{run}", run)
         if _is_address(place):
             return ServedLog(place, timeout_s=timeout_s)
         above = Path(self.place.partition("{run}")[0] + "-").parent

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from rlhf_audit_trail.ledger.proof.tree_head import TreeHead
 from rlhf_audit_trail.ledger.public_log import DirectoryLog, NotServed, PublicLog
 from rlhf_audit_trail.ledger.settings import SettingsError, read_tables
 from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.compacting import compact
 from rlhf_audit_trail.ledger.store.database import transact
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, tile_path
 from rlhf_audit_trail.ledger.verified_log import VerifiedLog, open_pinned
@@ -93,12 +94,16 @@ class PruneResult:
         entries: entries whose bytes were removed now.
         vault_rows: vault rows that were deleted now.
         archive_digest: SHA-256 in hex, see `archive_digest`.
+        freed_bytes: how much smaller the database is on disk.
+        not_freed: why all or some of the room stayed with the database; empty if none did.
     """
 
     tree_size: int
     entries: int
     vault_rows: int
     archive_digest: str
+    freed_bytes: int = 0
+    not_freed: str = ""
 
 
 def read_policy(path: Path) -> PrunePolicy:
@@ -111,9 +116,15 @@ def read_policy(path: Path) -> PrunePolicy:
 
 
 def prune(
-    ledger: Ledger, run_id: str, archive: Path, policy: PrunePolicy, *, now: datetime | None = None
+    ledger: Ledger,
+    run_id: str,
+    archive: Path,
+    policy: PrunePolicy,
+    *,
+    now: datetime | None = None,
+    is_compacting: bool = True,
 ) -> PruneResult:
-    """Move the bytes of a run's entries to an archive.
+    """Move the bytes of a run's entries to an archive, and give their room back to the disk.
 
     Args:
         ledger: open.
@@ -121,6 +132,8 @@ def prune(
         archive: new or empty directory, or an export of this run.
         policy: by which it is done.
         now: the clock.
+        is_compacting: whether room is given back; see `store.compacting`. It takes as long as
+            copying the database, and can be had by the next call.
 
     Raises:
         LedgerMissing, NotPrunable: there is no such run, or it must be kept.
@@ -141,7 +154,11 @@ def prune(
 
         removed, dropped = transact(ledger.engine, work)
         entries, vault_rows = entries + removed, vault_rows + dropped
-    return PruneResult(head.size, entries, vault_rows, digest)
+    done = PruneResult(head.size, entries, vault_rows, digest)
+    if not is_compacting:
+        return replace(done, not_freed="it was not asked for")
+    space = compact(ledger.engine)
+    return replace(done, freed_bytes=space.freed_bytes, not_freed=space.reason)
 
 
 # --- may it go? -----------------------------------------------------------------------------

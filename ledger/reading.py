@@ -150,6 +150,10 @@ class StoredLog:
         with self._engine.connect() as connection:
             return self._look(connection).at(tree_size)
 
+    def later_keys(self) -> tuple[VerifierKey, ...]:
+        """Return keys that are the log's, too, though the store does not know of them yet."""
+        return ()
+
     def _look(self, connection: Connection) -> KeyHistory:
         """Return the log's keys as this transaction sees them."""
         del connection  # read once, they are what they were
@@ -297,6 +301,7 @@ class StoredLog:
         *,
         opened: Iterable[str] = (),
         anchored_sizes: Iterable[int] = (),
+        chain: bytes = b"",
     ) -> bytes:
         """Make a bundle for entries under the newest signed tree head.
 
@@ -305,6 +310,7 @@ class StoredLog:
             opened: names of sealed fields to disclose; values then travel in the file.
             anchored_sizes: sizes of signed tree heads that are on chain. Those that other
                 keys signed, before a rotation, are left out: a bundle has one set of signers.
+            chain: chain evidence of one of these heads.
 
         Raises:
             NotPublished: the newest signed tree head does not cover the entries.
@@ -334,7 +340,8 @@ class StoredLog:
             if head is not None and head.signed_by == signed.signed_by
         ]
         keys = tuple(str(key) for key in signed.signed_by)
-        return encode_bundle(Bundle(keys, str(signed.note), tuple(entries), tuple(anchored)))
+        bundle = Bundle(keys, str(signed.note), tuple(entries), tuple(anchored), chain)
+        return encode_bundle(bundle)
 
     def published(self, tree_size: int | None = None) -> SignedTreeHead | None:
         """Return the newest signed tree head, or the one of exactly `tree_size`."""

@@ -22,14 +22,11 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from typing import Final, Self
 
 from rlhf_audit_trail.ledger.append_call import (
     REQUEST_BYTES_MAX,
-    REQUEST_EVENTS_MAX,
     AppendCall,
     NotAnswered,
 )
@@ -37,7 +34,15 @@ from rlhf_audit_trail.ledger.bearer import TOKEN_VARIABLE, require_permitted
 from rlhf_audit_trail.ledger.drafts import check_size, draft
 from rlhf_audit_trail.ledger.events import EntryTooLarge, Event, InvalidEvent, encode_value
 from rlhf_audit_trail.ledger.forks import finish_at_exit, survive_forks
+from rlhf_audit_trail.ledger.progress import Progress
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.remote_parts import (
+    PartTicket,
+    first_of,
+    gap_part,
+    now_text,
+    parts_of,
+)
 from rlhf_audit_trail.ledger.writer import AppendFailed, Overloaded, Receipt, Ticket, WriterClosed
 
 __all__ = ["RemoteLog"]
@@ -45,28 +50,12 @@ __all__ = ["RemoteLog"]
 QUEUE_EVENTS_MAX: Final = 16_384
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 CLOSE_TIMEOUT_S: Final = 30.0
-_PART_BYTES_MAX: Final = 1024 * 1024
 _ENVELOPE_BYTES_MAX: Final = 1024
 _SUBJECT_CHARACTERS_MAX: Final = 1_000
 _PAUSE_S_FIRST: Final = 0.1
 _PAUSE_S_MAX: Final = 10.0
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Events of one call that are sent together, each as its JSON."""
-
-    events: Sequence[bytes]
-    recorded_at: str
-    size_bytes: int
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-
-_Ticket = Ticket[_Part]
 
 
 class RemoteLog:
@@ -85,6 +74,7 @@ class RemoteLog:
         timeout_s: float = 60.0,
         queue_wait_s: float = 5.0,
         is_private_network: bool = False,
+        is_strict: bool = True,
     ) -> None:
         """Send nothing yet.
 
@@ -95,6 +85,8 @@ class RemoteLog:
             timeout_s: after so long a request counts as lost, and is sent again.
             queue_wait_s: how long a call waits for room in the queue.
             is_private_network: nobody else listens between here and there: plain http will do.
+            is_strict: raise where events are lost. Otherwise that is logged, and told by a `gap`
+                event; a writer that the service refuses altogether hears of it either way.
 
         Raises:
             BadAddress, InsecureAddress: nothing is sent to such an address.
@@ -109,6 +101,7 @@ class RemoteLog:
             is_private_network=is_private_network,
         )
         self._queue_wait_s = queue_wait_s
+        self._is_strict = is_strict
         self._closed = False
         self._begin()
         survive_forks(self)
@@ -121,12 +114,14 @@ class RemoteLog:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
-        self._queued: deque[_Ticket] = deque()
-        self._under_way: list[_Ticket] = []
+        self._queued: deque[PartTicket] = deque()
+        self._under_way: list[PartTicket] = []
         self._waiting_events = self._waiting_bytes = 0
         self._handed_over = self._settled = 0  # events so far
         self._failure: AuditTrailError | None = None  # not yet raised
         self._end: AuditTrailError | None = None  # nothing more can be sent
+        self._lost = 0  # events of which no gap tells yet
+        self._why_lost = ""
 
     def __repr__(self) -> str:
         """Tell where entries go; not the token."""
@@ -145,25 +140,51 @@ class RemoteLog:
 
         Raises:
             InvalidEvent, EntryTooLarge, NotPermitted: an event does not fit; nothing was taken.
-            Overloaded: the queue was full for `queue_wait_s` seconds; nothing was taken.
+            Overloaded: the queue was full for `queue_wait_s` seconds; nothing was taken. Unless
+                it is strict, only the receipts say so.
             BadToken, NotPermitted, LogMissing, RunClosed, ConflictingEntry, SequenceGap, Refused:
                 the service has refused this writer; nothing more can be recorded.
             AppendFailed: earlier events were lost, told once; nothing was taken.
             WriterClosed: `close` was called.
         """
-        recorded_at = _now_text()
-        parts = _parts([self._encode(event, recorded_at) for event in events], recorded_at)
+        recorded_at = now_text()
+        parts = parts_of([self._encode(event, recorded_at) for event in events], recorded_at)
         tickets = [Ticket(self.run_id, part) for part in parts]
         with self._lock:
             self._raise_failure()
-            self._await_room(sum(map(len, parts)), sum(part.size_bytes for part in parts))
-            self._queued += tickets
-            self._waiting_events += sum(map(len, parts))
-            self._waiting_bytes += sum(part.size_bytes for part in parts)
-            self._handed_over += sum(map(len, parts))
-            self._start()
-            self._changed.notify_all()
+            try:
+                self._await_room(sum(map(len, parts)), sum(part.size_bytes for part in parts))
+            except Overloaded as error:
+                if self._is_strict:
+                    raise
+                self._drop(tickets, error)
+            else:
+                self._enqueue([*self._gap(), *tickets])
         return [Receipt(ticket, at) for ticket in tickets for at in range(len(ticket.items))]
+
+    def _enqueue(self, tickets: Iterable[PartTicket]) -> None:
+        """Queue tickets; with the lock held."""
+        for ticket in tickets:
+            self._queued.append(ticket)
+            self._waiting_events += len(ticket.items)
+            self._waiting_bytes += ticket.items.size_bytes
+            self._handed_over += len(ticket.items)
+        self._start()
+        self._changed.notify_all()
+
+    def _gap(self) -> list[PartTicket]:
+        """Return what tells of events that were lost; with the lock held."""
+        lost, self._lost = self._lost, 0
+        return [Ticket(self.run_id, gap_part(lost, self._why_lost))] if lost else []
+
+    def _drop(self, tickets: Iterable[PartTicket], error: AuditTrailError) -> None:
+        """Count tickets that are not taken; with the lock held."""
+        for ticket in tickets:
+            ticket.error = error
+            ticket.done.set()
+            if not self._lost:  # once for each time that the service falls behind
+                _logger.warning("events are dropped, and counted: %s", error.message)
+            self._lost, self._why_lost = self._lost + len(ticket.items), error.message
 
     def _encode(self, event: Event, recorded_at: str) -> bytes:
         """Write an event as the service takes it, if the service would take it."""
@@ -214,12 +235,22 @@ class RemoteLog:
             AuditTrailError: what `record_many` would raise: events were lost.
         """
         with self._lock:
+            if self._lost and self._end is None and not self._closed:
+                self._enqueue(self._gap())
             goal = self._handed_over
             if not self._changed.wait_for(lambda: self._settled >= goal, timeout_s):
                 raise TimeoutError(f"not durable after {timeout_s} s")
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure.with_traceback(None)
+
+    def progress(self) -> Progress:
+        """Ask where the run stands, without what is still queued; raises as `AppendCall`."""
+        return Progress.parse(self._call.progress())
+
+    def publish(self) -> None:
+        """Have the service sign a tree head over what is durable; raises as `progress`."""
+        self._call.publish()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Send what is queued, then stop; calling it again does nothing.
@@ -231,6 +262,8 @@ class RemoteLog:
         with self._lock:
             if self._closed:
                 return
+            if self._lost and self._end is None:
+                self._enqueue(self._gap())
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._settled == self._handed_over, timeout_s)
@@ -279,11 +312,11 @@ class RemoteLog:
         while group := self._take():
             self._send(group)
 
-    def _take(self) -> list[_Ticket]:
+    def _take(self) -> list[PartTicket]:
         """Return what is waiting, up to one request; nothing when the end was reached."""
         with self._lock:
             self._changed.wait_for(lambda: self._queued or self._closed)
-            group = self._under_way = _first_of(self._queued)
+            group = self._under_way = first_of(self._queued)
             for ticket in group:
                 self._queued.popleft()
                 self._waiting_events -= len(ticket.items)
@@ -291,7 +324,7 @@ class RemoteLog:
             self._changed.notify_all()
         return group
 
-    def _send(self, group: list[_Ticket]) -> None:
+    def _send(self, group: list[PartTicket]) -> None:
         """Send a group until its outcome is known."""
         try:
             indices = self._deliver(group)
@@ -307,19 +340,20 @@ class RemoteLog:
                 self._end = error
                 self._fail([*group, *self._queued], error)
         else:
-            self._next_seq += len(indices)
+            self._next_seq += len(indices) + group[0].items.lost
             with self._lock:
                 self._resolve(group, indices)
 
-    def _deliver(self, group: list[_Ticket]) -> list[int]:
+    def _deliver(self, group: list[PartTicket]) -> list[int]:
         """Return the indices of a group's events, sending them as often as it takes."""
         if self._end is not None:
             raise self._end.with_traceback(None)
-        events = [event for ticket in group for event in ticket.items.events]
+        first_seq, events = group[0].items.request(self.writer_id, self._next_seq)
+        events = [*events, *(event for ticket in group[1:] for event in ticket.items.events)]
         recorded_at, pause_s, began_s = group[0].items.recorded_at, _PAUSE_S_FIRST, 0.0
         while True:
             try:
-                indices = self._call.append(self.writer_id, self._next_seq, recorded_at, events)
+                indices = self._call.append(self.writer_id, first_seq, recorded_at, events)
             except NotAnswered as error:
                 if not began_s:  # once for each time that the service goes away
                     began_s = time.monotonic()
@@ -333,7 +367,7 @@ class RemoteLog:
                     _logger.warning("answered again after %.1f s", time.monotonic() - began_s)
                 return indices
 
-    def _resolve(self, group: Iterable[_Ticket], indices: list[int]) -> None:
+    def _resolve(self, group: Iterable[PartTicket], indices: list[int]) -> None:
         """Give a group its indices; with the lock held."""
         begin = 0
         for ticket in group:
@@ -343,55 +377,24 @@ class RemoteLog:
                 self._settle(ticket)
             begin = end
 
-    def _fail(self, group: Iterable[_Ticket], error: AuditTrailError) -> None:
+    def _fail(self, group: Iterable[PartTicket], error: AuditTrailError) -> None:
         """Say of a group that it is lost; with the lock held."""
         lost = [ticket for ticket in group if not ticket.done.is_set()]
         for ticket in lost:
             ticket.error = error
             self._settle(ticket)
         if lost:
-            self._failure = self._failure or error
-            _logger.error("%s events were lost: %s", sum(len(x.items) for x in lost), error.message)
+            count = sum(len(ticket.items) for ticket in lost)
+            _logger.error("%s events were lost: %s", count, error.message)
+            if self._is_strict or self._end is not None:
+                self._failure = self._failure or error
+            else:
+                self._lost, self._why_lost = self._lost + count, error.message
         if self._end is not None or self._closed:
             self._queued.clear()
             self._waiting_events = self._waiting_bytes = 0
 
-    def _settle(self, ticket: _Ticket) -> None:
+    def _settle(self, ticket: PartTicket) -> None:
         ticket.done.set()
         self._settled += len(ticket.items)
         self._changed.notify_all()
-
-
-def _first_of(queued: Iterable[_Ticket]) -> list[_Ticket]:
-    """Return as many tickets as one request holds: of one time, the entries have it in common."""
-    group: list[_Ticket] = []
-    count = size_bytes = 0
-    for ticket in queued:
-        part = ticket.items
-        count, size_bytes = count + len(part), size_bytes + part.size_bytes
-        is_too_much = count > REQUEST_EVENTS_MAX or size_bytes > _PART_BYTES_MAX
-        if group and (is_too_much or part.recorded_at != group[0].items.recorded_at):
-            break
-        group.append(ticket)
-    return group
-
-
-def _parts(events: Sequence[bytes], recorded_at: str) -> list[_Part]:
-    """Cut events into what one request each holds."""
-    parts: list[_Part] = []
-    part: list[bytes] = []
-    size_bytes = 0
-    for event in events:
-        is_full = len(part) == REQUEST_EVENTS_MAX or size_bytes + len(event) > _PART_BYTES_MAX
-        if part and is_full:
-            parts.append(_Part(part, recorded_at, size_bytes))
-            part, size_bytes = [], 0
-        part.append(event)
-        size_bytes += len(event) + 1  # the comma
-    return [*parts, _Part(part, recorded_at, size_bytes)] if part else parts
-
-
-def _now_text() -> str:
-    """Return the clock to a tenth of a second: what it has in common goes in one request."""
-    now = datetime.now(UTC)
-    return f"{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 100_000}Z"

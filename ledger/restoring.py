@@ -194,10 +194,11 @@ def _store(connection: Connection, *, number: int, chunk: _Chunk) -> None:
             next_step="let nobody append or import meanwhile, and start again",
         )
     log = {"log_number": number}
-    insert_columns(connection, _ENTRIES, log, _ENTRY_COLUMNS, chunk.rows)
-    tiles = [(x.level, x.tile_index, x.hashes, x.inner_nodes) for x in chunk.tiles]
-    if tiles:
-        insert_columns(connection, _TILES, log, _TILE_COLUMNS, tiles)
+    entries = zip(_ENTRY_COLUMNS, zip(*chunk.rows, strict=True), strict=True)
+    insert_columns(connection, _ENTRIES, log, dict(entries))
+    if chunk.tiles:
+        tiles = {name: [getattr(tile, name) for tile in chunk.tiles] for name in _TILE_COLUMNS}
+        insert_columns(connection, _TILES, log, tiles)
     connection.execute(update(_LOGS).where(_LOGS.c.number == number).values(size=chunk.end))
 
 

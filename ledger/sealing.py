@@ -1,6 +1,6 @@
 """Sealing values: a commitment for the entry, and the plaintext that the vault encrypts.
 
-Done for every annotation, so each step takes all fields at once; what commitments and
+Done for annotations by the thousand, so each step takes a whole column; what commitments and
 openings are is said once, in the kernel, and tests compare.
 
 Plaintext: version 1 in one byte, u16 length of the field paths, the paths joined by line
@@ -18,31 +18,18 @@ from typing import Final
 
 from rlhf_audit_trail.ledger.proof.commitment import COMMITMENT_DOMAIN, SALT_BYTES, Opening
 
-__all__ = ["NONCE_BYTES", "Randomness", "Sealer", "UnknownPlaintext", "sealer_of", "unpack"]
+__all__ = ["NONCE_BYTES", "Sealer", "UnknownPlaintext", "sealer_of", "unpack"]
 
 NONCE_BYTES: Final = 12
 _VERSION: Final = 1
 _BLOCK_BYTES: Final = 64  # of SHA-256
 _TO_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _TO_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
-_INNER_REST: Final = b"\x36" * (_BLOCK_BYTES - SALT_BYTES)
-_OUTER_REST: Final = b"\x5c" * (_BLOCK_BYTES - SALT_BYTES)
+_REST: Final = bytes(_BLOCK_BYTES - SALT_BYTES)  # HMAC fills a key up to a block
 
 
 class UnknownPlaintext(ValueError):
     """Decrypted bytes are not what `Sealer` makes."""
-
-
-class Randomness:
-    """Random bytes for many entries, fetched at once; each is given out once."""
-
-    def __init__(self, count: int) -> None:
-        """Fetch `count` bytes from the operating system."""
-        self.data = os.urandom(count)
-        # both keys of HMAC, for all salts in one step
-        self.inner = self.data.translate(_TO_INNER)
-        self.outer = self.data.translate(_TO_OUTER)
-        self.position = 0
 
 
 class Sealer:
@@ -51,36 +38,39 @@ class Sealer:
     def __init__(self, paths: tuple[str, ...]) -> None:
         """Prepare for the sealed fields `paths`."""
         names = [path.encode() for path in paths]
-        self._prefixes = [
-            _INNER_REST + COMMITMENT_DOMAIN + len(name).to_bytes(2, "big") + name for name in names
-        ]
+        self._prefixes = [COMMITMENT_DOMAIN + len(name).to_bytes(2, "big") + name for name in names]
         joined = b"\n".join(names)
         self._header = bytes([_VERSION]) + len(joined).to_bytes(2, "big") + joined
         self._lengths = struct.Struct(f">{len(paths)}I").pack
-        self._salts_bytes = SALT_BYTES * len(paths)
-        self.random_bytes = self._salts_bytes + NONCE_BYTES
 
-    def seal(
-        self, values: Sequence[bytes], randomness: Randomness
-    ) -> tuple[tuple[str, ...], bytes, bytes]:
-        """Return the commitments in hex, a nonce of 12 bytes, and the plaintext.
+    def seal(self, columns: Sequence[Sequence[bytes]]) -> tuple[list[tuple[str, ...]], list[bytes]]:
+        """Return the commitments in hex, and the plaintext, of each row of values.
 
-        A commitment is HMAC-SHA256 under its salt. Spelled as its two hashes it takes two
-        thirds of the time of `hmac.digest`.
+        A commitment is HMAC-SHA256 under a new salt of 32 bytes. Spelled as its two hashes,
+        for a whole column at once, it takes half the time of `hmac.digest`.
         """
-        at = begin = randomness.position
-        end = begin + self._salts_bytes
-        inner, outer = randomness.inner, randomness.outer
-        commitments = []
-        for prefix, value in zip(self._prefixes, values, strict=True):
-            stop = at + SALT_BYTES
-            digest = sha256(inner[at:stop] + prefix + value).digest()
-            commitments.append(sha256(outer[at:stop] + _OUTER_REST + digest).hexdigest())
-            at = stop
-        randomness.position = end + NONCE_BYTES
-        salts, nonce = randomness.data[begin:end], randomness.data[end : end + NONCE_BYTES]
-        lengths = self._lengths(*map(len, values))
-        return tuple(commitments), nonce, b"".join((self._header, salts, lengths, *values))
+        blocks = range(0, _BLOCK_BYTES * len(columns[0]), _BLOCK_BYTES)
+        salts, commitments = [], []
+        for prefix, values in zip(self._prefixes, columns, strict=True):
+            random = os.urandom(SALT_BYTES * len(values))
+            column = [random[at : at + SALT_BYTES] for at in range(0, len(random), SALT_BYTES)]
+            keys = _REST.join(column) + _REST
+            inner, outer = keys.translate(_TO_INNER), keys.translate(_TO_OUTER)
+            digests = [
+                sha256(inner[at : at + _BLOCK_BYTES] + prefix + value).digest()
+                for at, value in zip(blocks, values, strict=True)
+            ]
+            commitments.append(
+                [
+                    sha256(outer[at : at + _BLOCK_BYTES] + digest).hexdigest()
+                    for at, digest in zip(blocks, digests, strict=True)
+                ]
+            )
+            salts.append(column)
+        header, lengths, join = self._header, self._lengths, b"".join
+        rows = zip(zip(*salts, strict=True), zip(*columns, strict=True), strict=True)
+        plain = [join((header, *salt, lengths(*map(len, row)), *row)) for salt, row in rows]
+        return list(zip(*commitments, strict=True)), plain
 
 
 @lru_cache(maxsize=256)

@@ -12,11 +12,15 @@ from typing import Any, Final, TypeVar, get_type_hints
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = [
+    "ENVIRONMENT",
+    "KEYSTORE",
     "LEDGER_TABLES",
     "PUBLISH",
     "REFUSE",
+    "REMOTE",
     "STRICT",
     "WARN",
+    "AnchorSettings",
     "ChainSettings",
     "GuardSettings",
     "LedgerSettings",
@@ -32,6 +36,10 @@ WARN: Final = "warn"
 QUEUE_WAIT_MS_MAX: Final = 3_600_000
 REFUSE: Final = "refuse"
 PUBLISH: Final = "publish"
+ENVIRONMENT: Final = "environment"
+KEYSTORE: Final = "keystore"
+REMOTE: Final = "remote"
+RPC_TIMEOUT_S_MAX: Final = 600.0
 GUARD_TIMEOUT_S_MAX: Final = 600.0  # a start that takes longer is taken for one that hangs
 
 
@@ -151,15 +159,107 @@ class ChainSettings:
 
     Attributes:
         rpc_url: JSON-RPC endpoint.
+        more_rpc_urls: further endpoints of the same chain, best of other operators.
+        rpc_agreement: how many endpoints must say the same before it is believed; 0 for
+            more than half of them.
+        rpc_timeout_s: how long an endpoint may take to answer.
         chain_id: the only chain that transactions are made for.
         contract: address of TreeHeadAnchor.
         publisher: address under which this ledger's heads are anchored.
+        trusted_headers: file with blocks, CHAIN:NUMBER:HASH a line, that the HTTP verifier
+            trusts beside those that its caller names; a relative path is below the ledger's
+            directory. Empty: none.
     """
 
     rpc_url: str = ""
+    more_rpc_urls: tuple[str, ...] = ()
+    rpc_agreement: int = 0
+    rpc_timeout_s: float = 10.0
     chain_id: int = 0
     contract: str = ""
     publisher: str = ""
+    trusted_headers: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be made of; raises SettingsError."""
+        count = len(self.more_rpc_urls) + 1
+        if not 0 <= self.rpc_agreement <= count:
+            raise SettingsError(
+                f"chain.rpc_agreement is {self.rpc_agreement}, and there are {count} endpoints",
+                next_step="write how many of them must agree, or 0 for more than half",
+            )
+        if not 0 < self.rpc_timeout_s <= RPC_TIMEOUT_S_MAX:
+            raise SettingsError(
+                f"chain.rpc_timeout_s is {self.rpc_timeout_s}",
+                next_step=f"write seconds, above 0 and up to {RPC_TIMEOUT_S_MAX:g}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorSettings:
+    """Table `[anchor]` of `rlhf-audit.toml`: when to anchor, what it may cost, who signs.
+
+    With none of the first four set, anchors are made by `rlhf-audit anchor` alone.
+
+    Attributes:
+        every_entries: anchor a log when it has grown by so many entries; 0 for never.
+        every_s: anchor a log when an entry has waited for so long; 0 for never.
+        at_checkpoints: anchor after each checkpoint of a model.
+        at_run_end: anchor when a run finishes, fails or is closed.
+        align_to: prefer tree sizes that are a multiple of this: they cost less gas.
+        align_delay_s_max: how long an anchor that is due may wait for such a size.
+        fee_gwei_max: for a unit of gas; above it, anchors wait.
+        ether_per_day_max: for all anchors of 24 hours; above it, they wait. 0 for no limit.
+        replace_after_s: how long an offer stands before a higher one replaces it.
+        warn_below_anchors: warn when the balance pays for fewer anchors than this.
+        signer: where the publisher's key is: `environment`, `keystore` or `remote`.
+        keystore: the version 3 file; a relative path is below the ledger's directory.
+        remote_signer: address of the service that signs, see `chain/remote_signer.py`.
+    """
+
+    every_entries: int = 0
+    every_s: float = 0.0
+    at_checkpoints: bool = False
+    at_run_end: bool = False
+    align_to: int = 256
+    align_delay_s_max: float = 600.0
+    fee_gwei_max: float = 100.0
+    ether_per_day_max: float = 0.1
+    replace_after_s: float = 48.0
+    warn_below_anchors: int = 50
+    signer: str = ENVIRONMENT
+    keystore: str = ""
+    remote_signer: str = ""
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether anything is anchored without being asked for."""
+        return bool(self.every_entries or self.every_s or self.at_checkpoints or self.at_run_end)
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be made of; raises SettingsError."""
+        for name in ("every_entries", "every_s", "align_delay_s_max", "warn_below_anchors",
+                     "ether_per_day_max"):  # fmt: skip
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingsError(
+                    f"anchor.{name} is {getattr(self, name)}", next_step="write 0 or more"
+                )
+        for name in ("align_to", "fee_gwei_max", "replace_after_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SettingsError(
+                    f"anchor.{name} is {getattr(self, name)}", next_step="write more than 0"
+                )
+        needs = {ENVIRONMENT: "", KEYSTORE: "keystore", REMOTE: "remote_signer"}
+        if self.signer not in needs:
+            raise SettingsError(
+                f"anchor.signer is {self.signer!r:.60}",
+                next_step=f"write {ENVIRONMENT!r}, {KEYSTORE!r} or {REMOTE!r}",
+            )
+        if needs[self.signer] and not getattr(self, needs[self.signer]):
+            raise SettingsError(
+                f'anchor.signer is "{self.signer}", and anchor.{needs[self.signer]} is empty',
+                next_step="say where it is",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +317,7 @@ class GuardSettings:
 LEDGER_TABLES: Final[Mapping[str, type[Any]]] = {
     "ledger": LedgerSettings,
     "chain": ChainSettings,
+    "anchor": AnchorSettings,
     "witnesses": WitnessSettings,
     "guard": GuardSettings,
 }

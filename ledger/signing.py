@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy import Connection, Engine, select
 
@@ -27,11 +29,12 @@ from rlhf_audit_trail.ledger.proof.merkle import (
     root_from_nodes,
     verify_consistency,
 )
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead, open_tree_head
 from rlhf_audit_trail.ledger.reading import Forked, NotPublished, RolledBack, StoredLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import transact
-from rlhf_audit_trail.ledger.succession import KeyHistory
+from rlhf_audit_trail.ledger.succession import REGISTRY, KeyHistory
 from rlhf_audit_trail.ledger.tlog_proof import TlogProof, encode_tlog_proof
 from rlhf_audit_trail.ledger.vault import Vault
 
@@ -54,6 +57,7 @@ class SigningLog(StoredLog):
         self._guard = Guard()  # which has nobody to ask
         self._guarding = threading.Lock()  # owns the two below; held while peers are asked
         self._alarm: RolledBack | Forked | None = None
+        self._stopped: RolledBack | None = None  # found on this machine; no peer can undo it
         self._is_compared = True
         self._signed: Callable[[], None] = lambda: None
 
@@ -82,7 +86,20 @@ class SigningLog(StoredLog):
     @property
     def alarm(self) -> RolledBack | Forked | None:
         """Why nothing may be appended or signed, as far as this process knows."""
-        return self._alarm
+        return self._stopped or self._alarm
+
+    def stop(self, finding: RolledBack) -> None:
+        """Let this log be read only, for as long as this process has it open."""
+        _logger.error("this log is read-only now: %s", finding)
+        self._stopped = finding
+
+    def later_keys(self) -> tuple[VerifierKey, ...]:
+        """Return keys of generations that our secrets have, and the store does not name."""
+        return self._keys.ring.later_keys(self._keys.run_id)
+
+    def registry_keys(self) -> tuple[VerifierKey, ...]:
+        """Return the keys of the ledger's registry log, as found at the last look."""
+        return self._keys.ring.of(REGISTRY).history.now
 
     def compare(self) -> Comparison:
         """Ask the peers now; what they find decides whether the log may be written to."""
@@ -148,8 +165,8 @@ class SigningLog(StoredLog):
             with self._guarding:
                 if not self._is_compared:
                     self._compare()
-        if self._alarm is not None:  # a new one each time: an error carries its own traceback
-            raise type(self._alarm)(self._alarm.message, next_step=self._alarm.next_step)
+        if (alarm := self.alarm) is not None:  # a new one each time: it carries its own traceback
+            raise type(alarm)(alarm.message, next_step=alarm.next_step)
 
     def require_publishable(self) -> None:
         """Refuse to sign what may not be the newest copy; each call asks the peers.
@@ -202,9 +219,39 @@ class SigningLog(StoredLog):
         self._signed()
         return signed
 
+    def publish_durable(self, multiple: int = 1) -> SignedTreeHead | None:
+        """Sign what is durable now, up to a multiple of so many entries; else as `publish`.
+
+        For a thread beside the one that records: it waits for nothing that was handed over,
+        and takes no error that is meant for the recording one.
+
+        Returns:
+            The tree head of that size; None if it is 0, or less than was signed already.
+
+        Raises:
+            RolledBack, Forked, PeersUnreachable, KeyMissing: see `publish`.
+        """
+        self.require_publishable()
+        signed = transact(self._engine, lambda connection: self._sign_some(connection, multiple))
+        self._signed()
+        return signed
+
+    def _sign_some(self, connection: Connection, multiple: int) -> SignedTreeHead | None:
+        durable = self._size(connection, lock=True)
+        last = self._published(connection, None)
+        size = durable - durable % multiple
+        if last is not None and size < last.head.size <= durable:
+            return None  # what was signed is not signed again, in a smaller tree
+        return self._sign_size(connection, size, last) if size else None
+
     def _sign(self, connection: Connection) -> SignedTreeHead:
         size = self._size(connection, lock=True)
-        last = self._published(connection, None)
+        return self._sign_size(connection, size, self._published(connection, None))
+
+    def _sign_size(
+        self, connection: Connection, size: int, last: SignedTreeHead | None
+    ) -> SignedTreeHead:
+        """Sign the tree of the first `size` entries, if it extends the last signed one."""
         head = self._check_signed(connection, size, last)
         if last is not None and last.head.size == size:
             return last
@@ -277,4 +324,10 @@ class SigningLog(StoredLog):
 
 def now_text() -> str:
     """Return the writer's clock as entries carry it, `2026-11-20T10:15:00.123456Z`."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second_text(seconds)}.{nanoseconds // 1000:06d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").removesuffix("+00:00")

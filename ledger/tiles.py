@@ -130,6 +130,8 @@ class GrowingTree:
             nodes = _parents(bytes(row[len(row) - alone :]) + new)
             row += new
             height += 1
+        if before >> TILE_HEIGHT == self.size >> TILE_HEIGHT:
+            return []
         levels = range(-(-height // TILE_HEIGHT))
         return [tile for level in levels for tile in self._complete(level, before)]
 

@@ -11,13 +11,21 @@ import hmac
 import re
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select, update
 
 from rlhf_audit_trail.ledger.bearer import new_token, require_token, token_digest
 from rlhf_audit_trail.ledger.events import Event
-from rlhf_audit_trail.ledger.log import REGISTRY, InvalidName, Ledger, Log, RunClosed
+from rlhf_audit_trail.ledger.log import (
+    REGISTRY,
+    InvalidName,
+    Ledger,
+    Log,
+    RunClosed,
+    StoredEntry,
+)
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.refusals import BadToken, NotPermitted
 from rlhf_audit_trail.ledger.signing import now_text
@@ -151,6 +159,20 @@ class WriterTokens:
             rows = connection.execute(query.order_by(columns.first_seen_at, columns.writer_id))
             return [RemoteWriter(*row) for row in rows]
 
+    def put_back(self) -> None:
+        """Bring the table to what the registry log says, after that was put back from a copy.
+
+        Tokens that were granted since the backup are in force again, and revoked ones are not.
+        """
+        registry = self._ledger.registry
+        granted = {str(x.event["writer"]): x for x in registry.entries(kind="writer.granted")}
+        for (
+            entry
+        ) in granted.values():  # of several grants of one name, only the last can be in force
+            transact(self._engine, partial(_put_back_grant, entry=entry))
+        for entry in registry.entries(kind="writer.revoked"):
+            transact(self._engine, partial(_put_back_revocation, entry=entry))
+
     def _announce(self, kind: str, writer: str, run_id: str, digest: bytes) -> int:
         fields = {"writer": writer, "run": run_id or None, "token_digest": digest.hex()}
         return self._ledger.registry.record(Event(kind, fields)).result()
@@ -233,6 +255,28 @@ def _revoke(connection: Connection, writer: str) -> Row[Any] | None:
     in_force = mine & (_TOKENS.c.revoked_at == "")
     connection.execute(update(_TOKENS).where(in_force).values(revoked_at=now_text()))
     return connection.execute(select(_TOKENS).where(mine)).first()
+
+
+def _put_back_grant(connection: Connection, *, entry: StoredEntry) -> None:
+    event = entry.event
+    row = {"writer": event["writer"], "run_id": event["run"] or "", "revoked_at": ""}
+    row |= {"token_digest": bytes.fromhex(event["token_digest"])}
+    row |= {"created_at": event["recorded_at"], "granted_index": entry.leaf_index}
+    insert_missing(connection, _TOKENS, [row])
+    # a name that was reserved, and whose grant the backup did not know of yet
+    reserved = (_TOKENS.c.writer == event["writer"]) & _TOKENS.c.granted_index.is_(None)
+    connection.execute(update(_TOKENS).where(reserved).values(row))
+
+
+def _put_back_revocation(connection: Connection, *, entry: StoredEntry) -> None:
+    event, columns = entry.event, _TOKENS.c
+    digest = bytes.fromhex(event["token_digest"])
+    mine = (columns.writer == event["writer"]) & (columns.token_digest == digest)
+    index = {"revoked_index": entry.leaf_index}
+    untold = mine & columns.revoked_index.is_(None)
+    connection.execute(update(_TOKENS).where(untold).values(index))
+    in_force = mine & (columns.revoked_at == "")
+    connection.execute(update(_TOKENS).where(in_force).values(revoked_at=event["recorded_at"]))
 
 
 def _token(row: Row[Any]) -> WriterToken:

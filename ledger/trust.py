@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from rlhf_audit_trail.ledger.proof.bundle import parse_json
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle
-from rlhf_audit_trail.ledger.proof.note import VerifierKey
+from rlhf_audit_trail.ledger.proof.note import Algorithm, VerifierKey
+from rlhf_audit_trail.ledger.proof.tree_head import log_id
 
 __all__ = [
     "TRUST_SCHEMA",
@@ -21,6 +22,7 @@ __all__ = [
     "InvalidTrust",
     "Trust",
     "anchor_trust",
+    "log_id_of",
     "parse_trust",
     "read_keys",
 ]
@@ -133,6 +135,14 @@ def anchor_trust(
                 f"the {name} {address[:60]!r} is no address", next_step="0x and 40 hex digits"
             )
     return AnchorTrust(chain_id, contract, publisher, bytes.fromhex(log_id) if log_id else None)
+
+
+def log_id_of(trust: Trust) -> bytes | None:
+    """Return the log's id on the chain: the one named, or that of the first Ed25519 key."""
+    if trust.anchor and trust.anchor.log_id:
+        return trust.anchor.log_id
+    keys = (key for key in trust.keys if key.algorithm is Algorithm.ED25519)
+    return next(map(log_id, keys), None)
 
 
 def _looks_like_vkey(text: str) -> bool:

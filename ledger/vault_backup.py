@@ -1,4 +1,4 @@
-"""Bringing vault rows back from an older copy of the ledger's SQLite database.
+"""Bringing vault rows back from a backup: a copy of `ledger.db`, or a restored PostgreSQL one.
 
 No public log holds sealed values, so they come from a backup of the database itself. A row is
 taken only where its entry has the same bytes here and there, and where it opens to what the
@@ -8,33 +8,40 @@ entry committed to: nothing in the backup is believed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, create_engine, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from rlhf_audit_trail.ledger.proof.bundle import parse_json
 from rlhf_audit_trail.ledger.proof.commitment import commit
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.reading import StoredLog, place_of
-from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store import models, postgresql
 from rlhf_audit_trail.ledger.store.database import insert_missing, transact
 from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 
 __all__ = ["BackupUnreadable", "Brought", "bring_vault_rows", "count_unopenable"]
 
 _PAGE_ROWS: Final = 1_000
+_LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
 
 
+_Find = Callable[[str, Any], tuple[bytes, bytes] | None]
+"""From origin and entry row to subject and ciphertext; None if the backup has no such entry."""
+
+
 class BackupUnreadable(AuditTrailError):
-    """The backup is no copy of a ledger's SQLite database."""
+    """The backup is no copy of a ledger's database."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +64,65 @@ def count_unopenable(engine: Engine, log_number: int) -> int:
     return sum(1 for _ in _lacking(engine, log_number))
 
 
-def bring_vault_rows(engine: Engine, vault: Vault, log: StoredLog, backup: Path) -> Brought:
+def bring_vault_rows(engine: Engine, vault: Vault, log: StoredLog, backup: Path | str) -> Brought:
     """Bring the vault rows that a log lacks, in transactions of bounded size.
 
+    Args:
+        engine: the ledger's database.
+        vault: which opens them.
+        log: whose rows are brought.
+        backup: a copy of `ledger.db`, or the URL of a PostgreSQL database into which a
+            backup was restored; nothing is changed in it.
+
     Raises:
-        BackupUnreadable: the file is missing, or no copy of a ledger's database.
+        BackupUnreadable: it cannot be read, or is no copy of a ledger's database.
     """
+    with _opened(str(backup)) as find:
+        return _bring(engine, vault, log, find)
+
+
+@contextmanager
+def _opened(backup: str) -> Iterator[_Find]:
+    shown = backup
     try:
-        address = f"file:{quote(str(backup.absolute()))}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True)) as source:
-            return _bring(engine, vault, log, source)
-    except sqlite3.Error as error:
+        if "://" in backup:
+            url = make_url(backup)
+            shown = url.render_as_string(hide_password=True)
+            with _opened_server(url) as find:
+                yield find
+        else:
+            address = f"file:{quote(str(Path(backup).absolute()))}?mode=ro"
+            with closing(sqlite3.connect(address, uri=True)) as source:
+                yield lambda origin, entry: _find_in_file(source, origin, entry)
+    except (sqlite3.Error, DBAPIError, ArgumentError, NoSuchModuleError, ImportError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        what = str(cause).splitlines()[0] if isinstance(error, DBAPIError | sqlite3.Error) else ""
         raise BackupUnreadable(
-            f"{backup} cannot be read as a ledger's database: {error}",
-            next_step="give a copy of the file ledger.db, made by this or an older version",
+            f"{shown} cannot be read as a ledger's database: {what or type(error).__name__}",
+            next_step="give a copy of the file ledger.db, or the URL of a PostgreSQL database "
+            "into which a backup was restored, made by this or an older version",
         ) from error
 
 
-def _bring(engine: Engine, vault: Vault, log: StoredLog, source: sqlite3.Connection) -> Brought:
+@contextmanager
+def _opened_server(url: URL) -> Iterator[_Find]:
+    """Open a restored database as it is: an older version has these columns, too."""
+    options = postgresql.engine_options(url, read_only=True)
+    engine = create_engine(url, hide_parameters=True, **options)
+    try:
+        with engine.connect() as source:
+            yield lambda origin, entry: _find_on_server(source, origin, entry)
+    finally:
+        engine.dispose()
+
+
+def _bring(engine: Engine, vault: Vault, log: StoredLog, find: _Find) -> Brought:
     counts = {"rows": 0, "erased": 0, "refused": 0}
     lacking = _lacking(engine, log.number)
     while page := list(islice(lacking, _PAGE_ROWS)):
         rows = []
         for entry in page:
-            found = _find(source, log.origin, entry)
+            found = find(log.origin, entry)
             if found is None:
                 continue
             outcome = _judge(vault, log.origin, entry, *found)
@@ -120,8 +162,9 @@ def _lacking(engine: Engine, log_number: int) -> Iterator[Any]:
         start = rows[-1].leaf_index + 1
 
 
-def _find(source: sqlite3.Connection, origin: str, entry: Any) -> tuple[bytes, bytes] | None:
-    """Return subject and ciphertext of the same entry in the backup."""
+def _find_in_file(
+    source: sqlite3.Connection, origin: str, entry: Any
+) -> tuple[bytes, bytes] | None:
     row = source.execute(
         # cast: in a file that somebody has edited, a column may hold text
         "SELECT CAST(entry.data AS BLOB), CAST(vault.subject AS BLOB),"
@@ -134,6 +177,23 @@ def _find(source: sqlite3.Connection, origin: str, entry: Any) -> tuple[bytes, b
     if row is None or row[0] != bytes(entry.data):
         return None
     return row[1], row[2]
+
+
+def _find_on_server(source: Connection, origin: str, entry: Any) -> tuple[bytes, bytes] | None:
+    theirs, sealed = _ENTRIES.c, _VAULT.c
+    query = (
+        select(theirs.data, sealed.subject, sealed.ciphertext)
+        .join(_LOGS, _LOGS.c.number == theirs.log_number)
+        .join(
+            _VAULT,
+            (sealed.log_number == theirs.log_number) & (sealed.leaf_index == theirs.leaf_index),
+        )
+        .where(_LOGS.c.origin == origin, theirs.leaf_index == entry.leaf_index)
+    )
+    row = source.execute(query).first()
+    if row is None or bytes(row.data) != bytes(entry.data):
+        return None
+    return bytes(row.subject), bytes(row.ciphertext)
 
 
 def _judge(vault: Vault, origin: str, entry: Any, subject: bytes, ciphertext: bytes) -> str:

@@ -68,6 +68,7 @@ class Watch:
             timeout_s=self._settings.timeout_s,
             when_unreachable=self._settings.when_unreachable,
             alarms=self._alarms,
+            publisher=self._chain.publisher,
         )
 
     def over(self, log: SigningLog, run_id: str) -> None:

@@ -65,7 +65,7 @@ def ask(
     url: str,
     *,
     body: bytes | None = None,
-    headers: Mapping[str, str] = _TEXT,
+    headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
     answer_bytes_max: int,
 ) -> Answer:
@@ -74,7 +74,8 @@ def ask(
     Args:
         url: http or https; what it may hold as secret is not repeated in messages.
         body: what to POST; None to GET.
-        headers: sent along with a body; what they hold as secret is not repeated either.
+        headers: sent along; what they hold as secret is not repeated either. A body is plain
+            text if they are left out.
         timeout_s: for the whole call, not for each packet; a host with several addresses
             that all let a connection hang is given as long for each of them.
         answer_bytes_max: a longer answer is an error.
@@ -112,11 +113,13 @@ def _exchange(
     connection: http.client.HTTPConnection,
     parts: SplitResult,
     body: bytes | None,
-    headers: Mapping[str, str],
+    headers: Mapping[str, str] | None,
     most: int,
 ) -> Answer:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    sent = {"User-Agent": _AGENT} | ({} if body is None else dict(headers))
+    if headers is None:
+        headers = {} if body is None else _TEXT
+    sent = {"User-Agent": _AGENT} | dict(headers)
     connection.request("GET" if body is None else "POST", path, body, sent)
     with connection.getresponse() as response:
         data = bytearray()

@@ -295,7 +295,9 @@ def held_head(log: StoredLog, url: str, *, timeout_s: float, peer: str) -> PeerH
     try:
         return open_own_head(log, answer.body, peer)
     except ProofError as error:
-        raise LyingWitness("the witness shows a tree head that this log did not sign") from error
+        raise LyingWitness(
+            "the witness shows a tree head that this log did not sign", next_step=error.next_step
+        ) from error
 
 
 def size_cosigned(engine: Engine, log: StoredLog, witnesses: Iterable[PolicyWitness]) -> int:

@@ -19,9 +19,10 @@ from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = ["AppendFailed", "Overloaded", "Receipt", "Receipts", "Ticket", "Writer", "WriterClosed"]
 
-GROUP_ENTRIES_MAX: Final = 2_000  # larger groups only make who waits wait longer
-QUEUE_ENTRIES_MAX: Final = 16_384  # a few commits' worth: more would only be memory
+GROUP_ENTRIES_MAX: Final = 8_192  # fewer would spend more on waiting for Python's lock
+QUEUE_ENTRIES_MAX: Final = 16_384  # two commits' worth: more would only be memory
 RETRY_DELAYS_S: Final = (0.05, 0.2, 1.0)
+LOOK_AGAIN_S: Final = 0.005  # who does not ask a receipt waits for so long at most
 
 _logger = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ class Writer(Generic[Item]):
         self._entries = 0  # waiting in all of them
         self._barriers: list[tuple[int, threading.Event]] = []
         self._handed_over = self._settled = 0  # tickets so far
+        self._looks_soon = False  # the committing thread will, whether or not it is woken
         self._threads: list[threading.Thread] = []
 
     # --- callers ------------------------------------------------------------------------
@@ -192,7 +194,8 @@ class Writer(Generic[Item]):
             self._handed_over += 1
             if is_light and not self._raw:
                 self._ready.append(ticket)
-                self._prepared.notify()
+                if not self._looks_soon:
+                    self._prepared.notify()
                 return
             if len(self._threads) == 1:
                 self._start("ledger-preparer", self._preparing)
@@ -222,6 +225,7 @@ class Writer(Generic[Item]):
             if self._settled == self._handed_over:
                 return
             self._barriers.append((self._handed_over, reached))
+        self.help()
         reached.wait()
 
     def close(self) -> None:
@@ -267,12 +271,19 @@ class Writer(Generic[Item]):
                     self._settle(group)
 
     def _wait_for_work(self) -> bool:
-        """Return when tickets are ready, or False when none will come any more."""
+        """Return when tickets are ready, or False when none will come any more.
+
+        While tickets come one by one and their callers commit them, it looks by itself from
+        time to time: being woken by each of them would cost the callers more than the work.
+        """
         with self._lock:
             while not self._ready and not self._in_doubt:
                 if self._closed and not self._raw:
                     return False
-                self._prepared.wait()
+                settled = self._settled
+                is_woken = self._prepared.wait(LOOK_AGAIN_S if self._looks_soon else None)
+                self._looks_soon = is_woken or self._settled != settled
+            self._looks_soon = True
         return True
 
     def _take(self) -> list[Ticket[Item]]:

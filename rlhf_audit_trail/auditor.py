@@ -11,16 +11,18 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
 from rlhf_audit_trail.capture import WrongArgument
+from rlhf_audit_trail.ledger.chain.following import following
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.verify import OnChain
+from rlhf_audit_trail.ledger.remote_ledger import RemoteLedger
 from rlhf_audit_trail.privacy.config import PrivacyConfig, PrivacyError
 from rlhf_audit_trail.provenance import Provenance, verify_provenance
 from rlhf_audit_trail.recorder import CheckpointRecord, PolicyUpdate, RunRecorder
@@ -48,7 +50,8 @@ class AuditableRLHF:
         self,
         model_name: str,
         *,
-        ledger: Ledger | Path | str,
+        ledger: Ledger | RemoteLedger | Path | str,
+        token: str | None = None,
         privacy_config: PrivacyConfig | None = None,
         source: str = "human",
         judge_model: str = "",
@@ -59,7 +62,9 @@ class AuditableRLHF:
 
         Args:
             model_name: of the policy, for people.
-            ledger: an open one, or its directory, which is then closed by `close`.
+            ledger: an open one, or its directory, which is then closed by `close`. Or the
+                address of `rlhf-audit serve` on another machine: https://audit.acme.example.
+            token: for such an address; by default RLHF_AUDIT_WRITER_TOKEN.
             privacy_config: how annotators are protected; by default the mode moderate.
             source: who gives the preferences: human, user_interaction, ai_feedback, simulated.
             judge_model: the judging model's name and revision, for ai_feedback.
@@ -67,7 +72,7 @@ class AuditableRLHF:
             watch_optimizers: measure every torch optimizer step while training is tracked.
 
         Raises:
-            WrongArgument: `privacy_config` is something else.
+            WrongArgument: `privacy_config` is something else, or a token comes with a directory.
             UnknownSource: nobody could tell who gave the preferences.
             UnsupportedMode: the mode strong, under which no raw value may be stored.
             LedgerMissing, RolledBack, Forked: the ledger cannot be opened or trusted.
@@ -88,12 +93,12 @@ class AuditableRLHF:
                 next_step="use moderate, or privatise the values before they are logged",
             )
         self._watch_optimizers = watch_optimizers
-        self._owns_ledger = not isinstance(ledger, Ledger)
-        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger.open(ledger)
+        self._owns_ledger = not isinstance(ledger, Ledger | RemoteLedger)
+        self.ledger = _opened(ledger, token)
         self._current: ContextVar[RunRecorder | None] = ContextVar("run", default=None)
         self._active: list[RunRecorder] = []  # owned by _lock
         self._lock = threading.Lock()
-        self._last_log: Log | None = None
+        self._last_run: RunRecorder | None = None
 
     # --- a run ------------------------------------------------------------------------
 
@@ -105,6 +110,8 @@ class AuditableRLHF:
 
         An exception is recorded by its type and raised again. On leaving, everything is
         durable and the tree head is signed; the run's log stays open for a later resumption.
+        Where the ledger's settings say so, tree heads are anchored meanwhile, in a thread
+        beside; on leaving, the last anchor is waited for, ten seconds at most.
 
         Args:
             experiment_name: names the run and its log: letters, digits, dots, dashes.
@@ -113,6 +120,8 @@ class AuditableRLHF:
         Raises:
             InvalidName: the name cannot be part of a log's origin.
             RunClosed: the run was closed for good.
+            LogMissing, NotPermitted, BadToken, NotAnswered: a ledger on another machine has no
+                such run, does not let this writer in, or does not answer.
         """
         settings = {"model_name": self.model_name, **(config or {})}
         settings["privacy"] = self.privacy_config.to_public_dict()
@@ -122,7 +131,12 @@ class AuditableRLHF:
         log = self.ledger.open_run(experiment_name)
         recorder = RunRecorder(log, source=self.source, judge_model=self.judge_model)
         recorder.begin(experiment_name, self.model_name, settings, self.seed)
-        with self._made_current(recorder), self._watching(recorder):
+        with (
+            # a ledger on another machine is anchored there
+            following(self.ledger) if isinstance(self.ledger, Ledger) else nullcontext(),
+            self._made_current(recorder),
+            self._watching(recorder),
+        ):
             try:
                 yield recorder
             except BaseException as error:
@@ -205,6 +219,7 @@ class AuditableRLHF:
 
         Raises:
             NotTracking: no run was tracked, and none is named.
+            NotHere: the entries are on another machine; nothing was checked.
             UnknownCheckpoint, EmptyRange: there is nothing to check.
         """
         return verify_provenance(
@@ -228,21 +243,20 @@ class AuditableRLHF:
     def _log(self, experiment_name: str | None) -> Log:
         if experiment_name is not None:
             return self.ledger.find(experiment_name)
-        current = self._current.get()
-        log = current.log if current else self._last_log
-        if log is None:
+        run = self._current.get() or self._last_run
+        if run is None:
             raise NotTracking(
                 "no run was tracked by this auditor, so there is none to check",
                 next_step=f"pass experiment_name; known: {', '.join(self.ledger.runs()[-10:])}",
             )
-        return log
+        return run.log
 
     @contextmanager
     def _made_current(self, recorder: RunRecorder) -> Iterator[None]:
         token = self._current.set(recorder)
         with self._lock:
             self._active.append(recorder)
-            self._last_log = recorder.log
+            self._last_run = recorder
         try:
             yield
         finally:
@@ -258,7 +272,7 @@ class AuditableRLHF:
             return
         from rlhf_audit_trail.optimizer_watch import OptimizerWatch  # noqa: PLC0415 - imports torch
 
-        recorder.watch = watch = OptimizerWatch(lambda: _tree_head_text(recorder.log))
+        recorder.watch = watch = OptimizerWatch(lambda: recorder.tree_head)
         watch.install()
         try:
             yield
@@ -276,6 +290,12 @@ def _record_failure(recorder: RunRecorder, error: BaseException) -> None:
         error.add_note(f"the end of the run could not be recorded: {second.message}")
 
 
-def _tree_head_text(log: Log) -> str:
-    signed = log.published()
-    return signed.head.text if signed else f"{log.origin}\n0\n"
+def _opened(ledger: Ledger | RemoteLedger | Path | str, token: str | None) -> Ledger | RemoteLedger:
+    if isinstance(ledger, str) and ledger.startswith(("http://", "https://")):
+        return RemoteLedger(ledger, token)
+    if token is not None:
+        raise WrongArgument(
+            "a writer token is for a ledger at an address",
+            next_step='pass ledger="https://...", or leave the token out',
+        )
+    return ledger if isinstance(ledger, Ledger | RemoteLedger) else Ledger.open(ledger)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_audit_trail.capture import Movement, WrongArgument, environment, one_number, row_count
+from rlhf_audit_trail.ledger.append_call import NotAnswered
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.guard import PeersUnreachable
 from rlhf_audit_trail.ledger.log import Log, Receipt
+from rlhf_audit_trail.ledger.progress import progress_of
+from rlhf_audit_trail.ledger.remote_ledger import RemoteRun
 from rlhf_audit_trail.ledger.weights import TensorRecord
 from rlhf_audit_trail.run_events import (
     annotation_columns,
@@ -67,15 +70,40 @@ class CheckpointRecord:
 class RunRecorder:
     """Records one run; made by `AuditableRLHF.track_training`."""
 
-    def __init__(self, log: Log, *, source: str, judge_model: str = "") -> None:
+    def __init__(self, log: Log | RemoteRun, *, source: str, judge_model: str = "") -> None:
         """Record into `log`; counters go on where its entries end."""
-        self.log = log
+        self._log = log
         self.source = check_source(source, judge_model)
         self.judge_model = judge_model
         self.watch: OptimizerWatch | None = None
-        self._policy_step = _last(log, "policy.update", "policy_step")
-        self._batch = _last(log, "annotation.recorded", "batch")
+        begun = log.begun if isinstance(log, RemoteRun) else progress_of(log)
+        self._size = begun.size
+        self._policy_step, self._batch = begun.policy_step, begun.batch
         self._warned = False
+
+    @property
+    def log(self) -> Log:
+        """The run's log.
+
+        Raises:
+            NotHere: it is on another machine, and only written from here.
+        """
+        if isinstance(self._log, RemoteRun):
+            self._log.entries()
+        return self._log
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run's log."""
+        return self._log.run_id
+
+    @property
+    def tree_head(self) -> str:
+        """Text of the newest signed tree head that is known here without asking anybody."""
+        if isinstance(self._log, RemoteRun):
+            return self._log.tree_head
+        signed = self._log.published()
+        return signed.head.text if signed else f"{self._log.origin}\n0\n"
 
     @property
     def policy_step(self) -> int:
@@ -86,10 +114,9 @@ class RunRecorder:
 
     def begin(self, name: str, model_name: str, config: Mapping[str, Any], seed: Any) -> None:
         """Record start or resumption, settings and environment; the seed only sealed."""
-        size = self.log.size
-        if size:
+        if self._size:
             reason = "the run was opened again under the same name"
-            first = Event("run.resumed", {"tree_size": size, "reason": reason})
+            first = Event("run.resumed", {"tree_size": self._size, "reason": reason})
         else:
             fields = {"name": name, "model_name": model_name, "source": self.source}
             first = Event("run.started", fields)
@@ -135,7 +162,7 @@ class RunRecorder:
             annotator_ids=annotator_ids,
             public=public,
         )
-        receipts = self.log.record_columns(columns)
+        receipts = self._log.record_columns(columns)
         self._batch += bool(receipts)
         return receipts
 
@@ -280,20 +307,24 @@ class RunRecorder:
     def finish(self, outcome: str, error: str = "") -> None:
         """Record the end, wait until all of it is durable, and sign the tree head.
 
-        While no witness, mirror or chain answers, that is left to whoever signs next.
+        While no witness, mirror or chain answers, that is left to whoever signs next. So it is
+        where the ledger is on another machine that does not answer now.
 
         Raises:
             AppendFailed: the store refused the last entry.
             RolledBack, Forked: a peer can prove that the store is not the newest copy.
         """
-        self._record([Event("run.finished", {"outcome": outcome, "error": error})])[0].result()
+        receipt = self._record([Event("run.finished", {"outcome": outcome, "error": error})])[0]
         try:
-            self.log.publish()
-        except PeersUnreachable as unheard:  # a training must not fail over somebody else's server
+            self._log.flush()
+            receipt.result()
+            self._log.publish()
+        # a training must not fail over somebody else's server
+        except (PeersUnreachable, NotAnswered) as unheard:
             _logger.warning("%s", unheard)
 
     def _record(self, events: list[Event]) -> Sequence[Receipt]:
-        return self.log.record_many(events)
+        return self._log.record_many(events)
 
     def _warn_no_step(self) -> None:
         if not self._warned:
@@ -323,8 +354,3 @@ def _records_of(model: Any) -> Sequence[TensorRecord]:
     from rlhf_audit_trail.model_weights import digest_model  # noqa: PLC0415 - takes over a second
 
     return digest_model(model).records
-
-
-def _last(log: Log, kind: str, name: str) -> int:
-    """Return the highest counter recorded so far, so that a resumed run goes on from it."""
-    return max((int(entry.event[name]) for entry in log.entries(kind=kind)), default=0)

@@ -17,13 +17,27 @@ from typing import Any
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anchorer import AnchorRecord, JournalEntry
 from rlhf_audit_trail.ledger.chain.anvil import Anvil
 from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
 from rlhf_audit_trail.ledger.chain.contract import deploy
 from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorReader, AnchorState
+from rlhf_audit_trail.ledger.chain.records import (
+    Account,
+    AnchorRecord,
+    Dropped,
+    Intended,
+    JournalEntry,
+    Lost,
+    Member,
+    Mined,
+    Note,
+    Seen,
+    Spent,
+)
 from rlhf_audit_trail.ledger.chain.rpc import RpcClient
 from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.transaction import Fees
+from rlhf_audit_trail.ledger.chain.view import Place
 from rlhf_audit_trail.ledger.proof import merkle
 
 __all__ = [
@@ -123,31 +137,80 @@ class FileJournal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def intent(self, record: AnchorRecord) -> None:
-        self._write("intent", record, record=_to_json(record))
+    def write(self, notes: Sequence[Note]) -> None:
+        for note in notes:
+            match note:
+                case Intended(record):
+                    self.intent(record)
+                case Seen(record, mined):
+                    self.mined(record, mined)
+                case Lost(record):
+                    self.unmined(record)
+                case Dropped(record):
+                    self.dropped(record, note.reason, note.spent, note.failed_at)
 
-    def mined(self, record: AnchorRecord, anchored: AnchoredHead) -> None:
-        self._write("mined", record, anchored=_to_json(anchored))
+    def intent(self, record: AnchorRecord) -> None:
+        self._write("intent", record, record=_plain(record))
+
+    def mined(self, record: AnchorRecord, mined: Mined) -> None:
+        self._write("mined", record, mined=_plain(mined))
 
     def unmined(self, record: AnchorRecord) -> None:
         self._write("unmined", record)
 
-    def dropped(self, record: AnchorRecord, reason: str) -> None:
-        self._write("dropped", record, reason=reason)
+    def dropped(
+        self, record: AnchorRecord, reason: str, spent: Spent | None, failed_at: Place | None
+    ) -> None:
+        more = {name: _plain(x) if x else None for name, x in (("spent", spent), ("at", failed_at))}
+        self._write("dropped", record, reason=reason, **more)
 
-    def unsettled(self) -> list[JournalEntry]:
-        entries: dict[str, JournalEntry] = {}
+    def unsettled(self, account: Account | None = None) -> list[JournalEntry]:
+        del account  # a journal of one
+        entries = self.entries()
+        unsettled = {
+            e.record.nonce
+            for e in entries
+            if (e.failed_at or not e.is_dropped)
+            and not (e.mined and e.mined.state is AnchorState.FINALIZED)
+        }
+        return [entry for entry in entries if entry.record.nonce in unsettled]
+
+    def last_final(self, account: Account) -> Place | None:
+        for entry in self.finalized(account):
+            head = entry.mined.heads[0] if entry.mined else None
+            return Place(head.block_number, head.block_hash) if head else None
+        return None
+
+    def finalized(self, account: Account) -> list[JournalEntry]:
+        del account  # a journal of one
+        final = [e for e in self.entries() if e.mined and e.mined.state is AnchorState.FINALIZED]
+        return final[::-1]
+
+    def spent_since(self, publisher: str, timestamp: int) -> int:
+        del publisher  # a journal of one
+        spent: dict[str, dict[str, int]] = {}
         for line in self.lines():
-            key = line["tx_hash"]
-            if line["kind"] == "intent":
-                entries[key] = JournalEntry(_from_json(AnchorRecord, line["record"]))
-            elif line["kind"] == "dropped":
-                del entries[key]
+            said = (line.get("mined") or {}).get("spent") or line.get("spent")
+            if said:
+                spent[line["tx_hash"]] = said
+        return sum(
+            x["gas_used"] * x["gas_price_wei"] for x in spent.values() if x["timestamp"] > timestamp
+        )
+
+    def entries(self) -> list[JournalEntry]:
+        """All of them, in the order of intent."""
+        found: dict[str, JournalEntry] = {}
+        for line in self.lines():
+            key, kind = line["tx_hash"], line["kind"]
+            if kind == "intent":
+                found[key] = JournalEntry(_record(line["record"]))
             else:
-                seen = line.get("anchored")
-                anchored = _from_json(AnchoredHead, seen) if seen else None
-                entries[key] = dataclasses.replace(entries[key], anchored=anchored)
-        return [e for e in entries.values() if e.state is not AnchorState.FINALIZED]
+                mined = _mined(line["mined"]) if kind == "mined" else None
+                at = line.get("at")
+                place = Place(at["block_number"], bytes.fromhex(at["block_hash"])) if at else None
+                record = found[key].record
+                found[key] = JournalEntry(record, mined, kind == "dropped", place)
+        return list(found.values())
 
     def lines(self) -> list[dict[str, Any]]:
         """Everything ever written, oldest first."""
@@ -165,13 +228,27 @@ class FileJournal:
             os.fsync(file.fileno())
 
 
-def _to_json(item: AnchorRecord | AnchoredHead) -> dict[str, Any]:
-    values = dataclasses.asdict(item)
-    return {k: {"hex": v.hex()} if isinstance(v, bytes) else v for k, v in values.items()}
+def _plain(item: AnchorRecord | Mined | Spent | Place) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(item), default=bytes.hex))
+    return plain
 
 
-def _from_json(kind: type[Any], values: dict[str, Any]) -> Any:
-    plain = {k: bytes.fromhex(v["hex"]) if isinstance(v, dict) else v for k, v in values.items()}
-    if "state" in plain:
-        plain["state"] = AnchorState(plain["state"])
-    return kind(**plain)
+def _record(values: dict[str, Any]) -> AnchorRecord:
+    members = [
+        Member(bytes.fromhex(x["log_id"]), x["tree_size"], bytes.fromhex(x["root"]))
+        for x in values["members"]
+    ]
+    raw, tx_hash = bytes.fromhex(values["raw"]), bytes.fromhex(values["tx_hash"])
+    made = {"members": tuple(members), "fees": Fees(**values["fees"]), "raw": raw}
+    return AnchorRecord(**(values | made | {"tx_hash": tx_hash}))
+
+
+def _mined(values: dict[str, Any]) -> Mined:
+    hashes = ("root", "block_hash", "tx_hash")
+    heads = [
+        AnchoredHead(
+            **(x | {k: bytes.fromhex(x[k]) for k in hashes} | {"state": AnchorState(x["state"])})
+        )
+        for x in values["heads"]
+    ]
+    return Mined(tuple(heads), Spent(**values["spent"]))

@@ -26,6 +26,91 @@ library Tree {
         return _path(seed, index, 0, n);
     }
 
+    /// @notice The made-up leaves themselves, the first n.
+    function leaves(uint256 seed, uint256 n) internal pure returns (bytes32[] memory found) {
+        found = new bytes32[](n);
+        for (uint256 i = 0; i < n; ++i) {
+            found[i] = root(seed, i, i + 1);
+        }
+    }
+
+    /// @notice MTH over given leaf hashes.
+    function rootOf(bytes32[] memory given) internal pure returns (bytes32) {
+        return _rootOf(given, 0, given.length);
+    }
+
+    /// @notice PROOF over given leaf hashes, from the first m to all of them, `0 < m < length`.
+    function consistencyOf(bytes32[] memory given, uint256 m)
+        internal
+        pure
+        returns (bytes32[] memory)
+    {
+        return _subproofOf(given, m, 0, given.length, true);
+    }
+
+    /// @notice A tree of n leaves that extends the first m made-up ones by subtrees that nobody
+    /// has the leaves of, and the proof of it: `0 < m < n < 2^64`.
+    function grownInto(uint256 seed, uint256 m, uint256 n)
+        internal
+        pure
+        returns (bytes32 newRoot, bytes32[] memory proof)
+    {
+        return _grown(seed, m, 0, n, true);
+    }
+
+    /// @dev Root over [begin, end), and SUBPROOF there; m lies within or at the end.
+    function _grown(uint256 seed, uint256 m, uint256 begin, uint256 end, bool whole)
+        private
+        pure
+        returns (bytes32 node, bytes32[] memory proof)
+    {
+        if (m == end) {
+            node = root(seed, begin, end);
+            proof = whole ? new bytes32[](0) : _append(new bytes32[](0), node);
+            return (node, proof);
+        }
+        uint256 middle = begin + _split(end - begin);
+        if (m <= middle) {
+            bytes32 invented = keccak256(abi.encode(seed, middle, end));
+            (node, proof) = _grown(seed, m, begin, middle, whole);
+            return (_node(node, invented), _append(proof, invented));
+        }
+        bytes32 left = root(seed, begin, middle);
+        (node, proof) = _grown(seed, m, middle, end, false);
+        return (_node(left, node), _append(proof, left));
+    }
+
+    function _rootOf(bytes32[] memory given, uint256 begin, uint256 end)
+        private
+        pure
+        returns (bytes32)
+    {
+        if (end - begin == 1) return given[begin];
+        uint256 middle = begin + _split(end - begin);
+        return _node(_rootOf(given, begin, middle), _rootOf(given, middle, end));
+    }
+
+    /// @dev Here m counts from 0, not from `begin`.
+    function _subproofOf(bytes32[] memory given, uint256 m, uint256 begin, uint256 end, bool whole)
+        private
+        pure
+        returns (bytes32[] memory)
+    {
+        if (m == end) {
+            bytes32[] memory none = new bytes32[](0);
+            return whole ? none : _append(none, _rootOf(given, begin, end));
+        }
+        uint256 middle = begin + _split(end - begin);
+        if (m <= middle) {
+            return _append(_subproofOf(given, m, begin, middle, whole), _rootOf(given, middle, end));
+        }
+        return _append(_subproofOf(given, m, middle, end, false), _rootOf(given, begin, middle));
+    }
+
+    function _node(bytes32 left, bytes32 right) private pure returns (bytes32) {
+        return sha256(abi.encodePacked(hex"01", left, right));
+    }
+
     function _subproof(uint256 seed, uint256 m, uint256 begin, uint256 end, bool whole)
         private
         pure

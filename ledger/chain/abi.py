@@ -17,14 +17,17 @@ from rlhf_audit_trail.ledger.chain.rpc import parse_data, parse_quantity
 __all__ = [
     "ANCHOR",
     "ANCHORED_EVENT",
+    "ANCHOR_MANY",
     "HEAD",
     "MAX_CONTRACT_SIZE",
     "AnchoredEvent",
     "Head",
+    "HeadUpdate",
     "address_word",
     "decode_event",
     "decode_head",
     "encode_anchor",
+    "encode_anchor_many",
     "encode_head_call",
     "explain_revert",
 ]
@@ -36,6 +39,7 @@ _EVENT_TOPICS: Final = 4  # the signature and three indexed values
 MAX_CONTRACT_SIZE: Final = 2**64 - 1  # uint64 treeSize
 
 ANCHOR: Final = "anchor(bytes32,uint64,bytes32,bytes32[])"
+ANCHOR_MANY: Final = "anchorMany((bytes32,uint64,bytes32,bytes32[])[])"
 HEAD: Final = "head(address,bytes32)"
 ANCHORED_EVENT: Final = "TreeHeadAnchored(address,bytes32,uint64,uint64,bytes32)"
 
@@ -60,6 +64,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class HeadUpdate:
+    """One tree head to anchor, as `anchor` and `anchorMany` take it.
+
+    Attributes:
+        log_id: 32 bytes.
+        tree_size: count of leaves, above the anchored one.
+        root: 32 bytes.
+        proof: consistency proof from the anchored head, 32 bytes each; empty for the first.
+    """
+
+    log_id: bytes
+    tree_size: int
+    root: bytes
+    proof: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
 class AnchoredEvent:
     """One `TreeHeadAnchored` event and where it stands."""
 
@@ -81,6 +102,21 @@ def encode_anchor(log_id: bytes, tree_size: int, root: bytes, proof: Sequence[by
     if any(len(word) != WORD_BYTES for word in words):
         raise ValueError("ids and hashes are 32 bytes each")
     return load_artifact().functions[ANCHOR] + b"".join(words)
+
+
+def encode_anchor_many(updates: Sequence[HeadUpdate]) -> bytes:
+    """Write a call of `anchorMany`: an array of dynamic tuples, each behind an offset."""
+    # a tuple is encoded like the arguments of a call
+    bodies = [
+        encode_anchor(item.log_id, item.tree_size, item.root, item.proof)[_SELECTOR_BYTES:]
+        for item in updates
+    ]
+    offset, offsets = WORD_BYTES * len(bodies), []
+    for body in bodies:
+        offsets.append(_number(offset))
+        offset += len(body)
+    words = [_number(WORD_BYTES), _number(len(bodies)), *offsets]
+    return load_artifact().functions[ANCHOR_MANY] + b"".join((*words, *bodies))
 
 
 def encode_head_call(publisher: str, log_id: bytes) -> bytes:

@@ -1,165 +1,120 @@
-"""Bring the newest tree head of a log onto the chain: one step, safe to repeat after any crash.
+"""Bring the newest tree heads of many logs onto the chain: a step, safe to repeat after any crash.
 
 Each transaction is written to the journal, with its signed bytes, before it is broadcast. After a
 crash the same bytes are sent again, so that no crash makes two anchors of one tree head; what the
-chain shows is always believed over what the journal remembers.
+chain shows is always believed over what the journal remembers. One transaction is in flight at a
+time: while it waits, newer heads supersede what the next one would have held, and an offer that
+stays too long is replaced by a higher one that holds the newest heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Final
 
-from rlhf_audit_trail.ledger.chain.abi import Head
-from rlhf_audit_trail.ledger.chain.contract import confirm, prepare_anchor
+from rlhf_audit_trail.ledger.chain.abi import Head, HeadUpdate
+from rlhf_audit_trail.ledger.chain.batch import (
+    Batch,
+    Wishes,
+    counted,
+    counts_alike,
+    estimated,
+    grown_since,
+    latest_block,
+    read_wishes,
+    refused_alone,
+)
 from rlhf_audit_trail.ledger.chain.errors import (
-    Forked,
-    NotConfirmed,
-    RolledBack,
-    TransactionFailed,
+    AnchorRefused,
+    AnchorVanished,
+    InsufficientFunds,
+    SpendingCapReached,
 )
-from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorReader, AnchorState
+from rlhf_audit_trail.ledger.chain.fees import DAY_S, WEI_PER_ETHER, FeeLimits, fees_at, raised
+from rlhf_audit_trail.ledger.chain.outbox import Flight, Outbox
+from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorReader
+from rlhf_audit_trail.ledger.chain.records import (
+    AnchorableLog,
+    AnchorJournal,
+    AnchorRecord,
+    Member,
+)
+from rlhf_audit_trail.ledger.chain.rpc import parse_quantity
 from rlhf_audit_trail.ledger.chain.signer import Signer
-from rlhf_audit_trail.ledger.chain.transaction import (
-    RECEIPT_TIMEOUT_S,
-    await_receipt,
-    broadcast,
-    chain_nonce,
-    find_receipt,
-)
+from rlhf_audit_trail.ledger.chain.transaction import RECEIPT_TIMEOUT_S, Fees, sign
+from rlhf_audit_trail.ledger.chain.view import BlockView, ChainView, look
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = [
-    "AnchorJournal",
-    "AnchorRecord",
-    "AnchorableLog",
-    "Anchorer",
-    "JournalEntry",
-    "check_against_chain",
-]
+__all__ = ["Anchorer", "Plan", "PlannedTransaction", "Step"]
+
+_READINGS_MAX: Final = 3  # of the chain's heads, when they change between reading and estimate
+_RECONCILE_S: Final = 0.2  # for what was sent again to be mined, where that takes no time
+_TRANSACTIONS_MAX: Final = 100  # in one step, one after the other
 
 
-class AnchorableLog(Protocol):
-    """What the anchorer needs of a log; roots and proofs come from stored nodes."""
-
-    @property
-    def origin(self) -> str:
-        """The log's name, for messages."""
-        ...
-
-    @property
-    def log_id(self) -> bytes:
-        """SHA-256(origin || 0x0A || 0x01 || first Ed25519 public key), 32 bytes."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Count of durable entries."""
-        ...
-
-    def latest_head(self) -> tuple[int, bytes] | None:
-        """Return size and root of the newest signed tree head, if there is one."""
-        ...
-
-    def root_at(self, size: int) -> bytes:
-        """Return the root over the first `size` entries, `1 <= size <= self.size`."""
-        ...
-
-    def consistency_proof(self, old: int, new: int) -> Sequence[bytes]:
-        """Return the RFC 9162 proof between two sizes, `1 <= old <= new <= self.size`."""
-        ...
-
-
-@dataclass(frozen=True)
-class AnchorRecord:
-    """One signed anchor transaction, as the journal keeps it.
+@dataclass
+class Step:
+    """What one step came to.
 
     Attributes:
-        chain_id: of the chain it was signed for.
-        contract: address, lower-case hex.
-        publisher: address of the signer, with its checksum case.
-        log_id: 32 bytes.
-        tree_size: count of leaves of the tree head.
-        root: 32 bytes.
-        nonce: of the publisher account.
-        raw: the signed transaction; sent again unchanged after a crash.
-        tx_hash: 32 bytes; identifies the record.
+        anchored: what this step saw mined for the logs it was asked about, by log id.
+        findings: why a log was left out, by log id: it contradicts the chain, or is refused.
+        heads: what the chain held when it was last read, by log id.
+        waiting: the transactions that are not mined yet; None if there are none.
+        held_back: why nothing more was sent: a cap on fees or on a day's cost; None if none was.
+        vanished: alarms: anchors that were final, and that the chain lost; they are sent again.
     """
 
-    chain_id: int
-    contract: str
-    publisher: str
-    log_id: bytes
-    tree_size: int
-    root: bytes
-    nonce: int
-    raw: bytes = field(repr=False)
-    tx_hash: bytes
+    anchored: dict[bytes, AnchoredHead] = field(default_factory=dict)
+    findings: dict[bytes, AuditTrailError] = field(default_factory=dict)
+    heads: dict[bytes, Head] = field(default_factory=dict)
+    waiting: Flight | None = None
+    held_back: AuditTrailError | None = None
+    vanished: tuple[AnchorVanished, ...] = ()
 
 
 @dataclass(frozen=True)
-class JournalEntry:
-    """A record and where it was last seen; None while it is pending."""
+class _Next:
+    """A signed transaction, and whether it holds all there was to anchor."""
 
     record: AnchorRecord
-    anchored: AnchoredHead | None = None
-
-    @property
-    def state(self) -> AnchorState:
-        """Pending until it was seen in a block."""
-        return self.anchored.state if self.anchored else AnchorState.PENDING
+    is_all: bool
 
 
-class AnchorJournal(Protocol):
-    """Durable memory of sent transactions; each call is on disk when it returns."""
+@dataclass(frozen=True)
+class PlannedTransaction:
+    """A transaction that a step would send now.
 
-    def intent(self, record: AnchorRecord) -> None:
-        """Keep a transaction that is about to be sent for the first time."""
-        ...
-
-    def mined(self, record: AnchorRecord, anchored: AnchoredHead) -> None:
-        """Note the block it stands in and how settled that is; called again at each change."""
-        ...
-
-    def unmined(self, record: AnchorRecord) -> None:
-        """Note that the chain lost its block: pending again."""
-        ...
-
-    def dropped(self, record: AnchorRecord, reason: str) -> None:
-        """Note that it anchored nothing and never will; the tree head needs another."""
-        ...
-
-    def unsettled(self) -> Sequence[JournalEntry]:
-        """Return all entries that are neither finalized nor dropped, in the order of intent."""
-        ...
-
-
-def check_against_chain(log: AnchorableLog, head: Head) -> None:
-    """Make sure that the local log extends the anchored tree head.
-
-    Raises:
-        RolledBack: the log is shorter.
-        Forked: it has another root at the anchored size.
+    Attributes:
+        updates: the heads in it.
+        gas: what it will use, by the node's estimate.
+        gas_limit: what it may use.
+        fees: what it would offer for each unit.
+        expected_wei: its cost at the present base fee.
     """
-    if head.tree_size == 0:
-        return
-    read_only = "stop writing; restore the log from a mirror that holds the anchored entries"
-    if log.size < head.tree_size:
-        raise RolledBack(
-            f"{log.origin} has {log.size:,} entries, and {head.tree_size:,} are anchored",
-            next_step=read_only,
-        )
-    if log.root_at(head.tree_size) != head.root:
-        raise Forked(
-            f"{log.origin} has another root at the anchored size {head.tree_size:,}",
-            next_step=read_only,
-        )
+
+    updates: tuple[HeadUpdate, ...]
+    gas: int
+    gas_limit: int
+    fees: Fees
+    expected_wei: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step would do; made without signing, storing or sending anything."""
+
+    transactions: tuple[PlannedTransaction, ...]
+    findings: dict[bytes, AuditTrailError]
+    balance_wei: int
 
 
 class Anchorer:
     """Anchors logs with one publisher key, one transaction in flight at a time.
 
-    Only one process may use a publisher key. Not thread-safe.
+    Only one process may use a publisher key at a time. Not thread-safe.
     """
 
     def __init__(
@@ -168,8 +123,11 @@ class Anchorer:
         signer: Signer,
         journal: AnchorJournal,
         *,
+        limits: FeeLimits | None = None,
+        find: Callable[[bytes], AnchorableLog | None] = lambda _: None,
         after_mined: Callable[[], None] = lambda: None,
         receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Put the parts together; nothing is sent.
 
@@ -177,127 +135,244 @@ class Anchorer:
             reader: the pinned chain and contract.
             signer: the publisher.
             journal: where intents are kept.
+            limits: what it may cost.
+            find: returns the log with an id, for a replacement that must hold all of what it
+                replaces; None if there is no such log any more.
             after_mined: called once an anchor is mined, such as to save a development chain.
-            receipt_timeout_s: how long a step waits for its transaction to be mined.
+            receipt_timeout_s: how long a step waits for its transactions to be mined.
+            now_s: a clock that only goes forward.
         """
         self.reader = reader
         self.signer = signer
         self.journal = journal
-        self._after_mined = after_mined
+        self.limits = limits or FeeLimits()
+        self.outbox = Outbox(reader, signer.address, journal, after_mined=after_mined, now_s=now_s)
+        self._find = find
         self._receipt_timeout_s = receipt_timeout_s
+        self._now_s = now_s
+        self._sizes: dict[bytes, int] = {}  # what the chain was last seen to hold, by log id
+        self._is_counted = False  # once the chain was seen to count gas as we do
 
-    def step(self, log: AnchorableLog) -> AnchoredHead | None:
-        """Anchor the log's newest tree head if the chain lacks it and nothing is in flight.
-
-        Returns:
-            What this step saw mined, or None: nothing to do, or not mined yet.
+    def step(self, logs: Iterable[AnchorableLog]) -> Step:
+        """Anchor the newest tree heads that the chain lacks, as far as one may now.
 
         Raises:
             WrongChain, NoContractCode, WrongContractCode: not what was pinned; nothing is sent.
-            RolledBack, Forked: log and chain contradict each other; nothing is sent.
-            AnchorRefused: the contract would refuse it; nothing is sent.
+            InsufficientFunds: the account cannot pay; what was signed is kept and sent again.
             ChainUnreachable, RpcError: no answer, or the node's refusal; a later step goes on.
         """
-        self.reader.check()
-        self.reconcile()
-        head = self.reader.head(self.signer.address, log.log_id)
-        check_against_chain(log, head)
-        wanted = log.latest_head()
-        if wanted is None or wanted[0] <= head.tree_size:
+        wanted, done = {log.log_id: log for log in logs}, Step()
+        self.outbox.newly_mined.clear()
+        done.waiting = self.outbox.reconcile() and self._wait()
+        done.vanished, self.outbox.vanished = tuple(self.outbox.vanished), []
+        is_replaced = False  # at most once in a step, but for what a node refuses for its price
+        for _ in range(_TRANSACTIONS_MAX):
+            flight = done.waiting
+            if flight and (not self._is_due(flight) or (is_replaced and not flight.is_refused)):
+                break
+            found = self._next(wanted, done)
+            if found is None:
+                break
+            self.outbox.send(found.record)
+            is_replaced = flight is not None
+            done.waiting = self._wait()
+            if found.is_all and done.waiting is None:
+                break
+        self.outbox.flush()
+        for sent, mined in self.outbox.newly_mined:
+            heads = {x.log_id: head for x, head in zip(sent.members, mined.heads, strict=True)}
+            self._sizes |= {log_id: head.tree_size for log_id, head in heads.items()}
+            done.anchored |= {log_id: x for log_id, x in heads.items() if log_id in wanted}
+        return done
+
+    def reconcile(self) -> Flight | None:
+        """Compare what was sent with the chain, and send again what it lacks; see `Outbox`."""
+        flight = self.outbox.reconcile()
+        if flight is not None:
+            return self.outbox.wait(_RECONCILE_S)
+        self.outbox.flush()
+        return None
+
+    def plan(self, logs: Iterable[AnchorableLog]) -> Plan:
+        """Say what a step would send now; nothing is signed, stored or sent.
+
+        Raises:
+            WrongChain, NoContractCode, WrongContractCode, ChainUnreachable, RpcError: as `step`.
+        """
+        view = look(self.reader, self.signer.address)
+        block, fees = view.newest, self._fees(view)
+        wishes = read_wishes(self.reader, self.signer.address, logs, block)
+        price_wei = min(fees.max_fee_wei, block.base_fee_wei + fees.tip_wei)
+        planned, left = [], wishes.updates
+        while left:
+            batch = self._accepted(wishes, left)
+            if batch is None:
+                break
+            expected_wei = batch.gas * price_wei
+            planned.append(
+                PlannedTransaction(batch.updates, batch.gas, batch.gas_limit, fees, expected_wei)
+            )
+            left = [x for x in left if x not in batch.updates and x.log_id not in wishes.findings]
+        return Plan(tuple(planned), wishes.findings, view.balance_wei)
+
+    def balance_wei(self) -> int:
+        """Return what the publisher's account holds."""
+        rpc = self.reader.rpc
+        return parse_quantity(rpc.call("eth_getBalance", self.signer.address, "latest"))
+
+    # --- one transaction --------------------------------------------------------------
+
+    def _next(self, wanted: dict[bytes, AnchorableLog], done: Step) -> _Next | None:
+        """Sign the next transaction, or the one that replaces what waits; None for neither."""
+        flight = done.waiting
+        view = self.outbox.view or look(self.reader, self.signer.address)
+        fees = self._fees(view)
+        if flight is not None:
+            higher = raised(flight.newest.fees, fees, self.limits)
+            if higher is None:
+                done.held_back = self._above_cap(view.newest)
+                return None
+            fees = higher
+        logs = self._with_replaced(wanted, flight)
+        found = self._known_batch(logs, view.newest, done)
+        found = found or self._read_batch(logs, view.newest, done)
+        if found is None:
             return None
-        if any(entry.state is AnchorState.PENDING for entry in self._own_entries()):
+        batch, is_all = found
+        try:
+            self._require_means(batch, fees, view)
+        except SpendingCapReached as error:
+            done.held_back = error
             return None
-        record = self._intend(log, head, *wanted)
-        return self._send(record)
+        nonce = flight.newest.nonce if flight else view.nonce
+        return _Next(self._sign(batch, fees, nonce), is_all)
 
-    def reconcile(self) -> None:
-        """Compare every unsettled record with the chain, and send again what the chain lacks."""
-        for entry in self._own_entries():
-            self._look_at(entry)
+    def _with_replaced(
+        self, wanted: dict[bytes, AnchorableLog], flight: Flight | None
+    ) -> list[AnchorableLog]:
+        """Add the logs of the transactions to be replaced: what they hold must not be lost."""
+        members = [x for entry in flight.entries for x in entry.record.members] if flight else ()
+        missing = {x.log_id for x in members} - set(wanted)
+        found = [log for log in map(self._find, sorted(missing)) if log is not None]
+        return [*wanted.values(), *found]
 
-    def _own_entries(self) -> list[JournalEntry]:
-        """Unsettled entries of this publisher here, by nonce: each proof extends the one before."""
-        mine = (self.reader.chain_id, self.reader.contract, self.signer.address)
-        entries = [
-            entry
-            for entry in self.journal.unsettled()
-            if (entry.record.chain_id, entry.record.contract, entry.record.publisher) == mine
-        ]
-        return sorted(entries, key=lambda entry: entry.record.nonce)
+    def _known_batch(
+        self, logs: Sequence[AnchorableLog], block: BlockView, done: Step
+    ) -> tuple[Batch, bool] | None:
+        """Take what grew since the chain's heads were last seen, and read the others alone.
 
-    def _intend(self, log: AnchorableLog, head: Head, size: int, root: bytes) -> AnchorRecord:
-        """Sign the anchor of a tree head and commit it to the journal."""
-        proof = log.consistency_proof(head.tree_size, size) if head.tree_size else ()
-        signed = prepare_anchor(
-            self.reader, self.signer, log_id=log.log_id, tree_size=size, root=root, proof=proof
+        Sound, since the contract is tried: it takes only what extends the head that it holds.
+        None where it does not, or nothing grew: then every head is read.
+        """
+        grown, others = grown_since(logs, self._sizes)
+        if not (grown and self._is_counted):
+            return None
+        wishes = read_wishes(self.reader, self.signer.address, others, block)
+        left = [*grown, *wishes.updates]
+        try:
+            batch = counted(self.reader, self.signer.address, left)
+        except AnchorRefused:
+            return None
+        if batch is None:
+            return None
+        self._heed(wishes, done)
+        return batch, len(batch.updates) == len(left)
+
+    def _heed(self, wishes: Wishes, done: Step) -> None:
+        done.findings |= wishes.findings
+        done.heads |= wishes.heads
+        self._sizes |= {log_id: head.tree_size for log_id, head in wishes.heads.items()}
+
+    def _batch_of(self, updates: Sequence[HeadUpdate]) -> Batch:
+        """Try our own count of gas where the chain counts as we do; else the node estimates."""
+        reader, publisher = self.reader, self.signer.address
+        if not self._is_counted:
+            self._is_counted = counts_alike(reader, publisher, updates[0])
+        batch = counted(reader, publisher, updates) if self._is_counted else None
+        return batch or estimated(reader, publisher, updates)
+
+    def _read_batch(
+        self, logs: Sequence[AnchorableLog], block: BlockView, done: Step
+    ) -> tuple[Batch, bool] | None:
+        """Read the chain's heads, and take what one transaction holds; say whether it is all."""
+        for _ in range(_READINGS_MAX):
+            wishes = read_wishes(self.reader, self.signer.address, logs, block)
+            self._heed(wishes, done)
+            left = [x for x in wishes.updates if x.log_id not in done.findings]
+            if not left:
+                return None
+            try:
+                batch = self._batch_of(left)
+            except AnchorRefused:  # another was anchored since, or one of them is refused for good
+                block = latest_block(self.reader)
+            else:
+                return batch, len(batch.updates) == len(left)
+        accepted = self._accepted(wishes, left)
+        done.findings |= wishes.findings
+        return None if accepted is None else (accepted, False)
+
+    def _accepted(self, wishes: Wishes, updates: Sequence[HeadUpdate]) -> Batch | None:
+        """Estimate without those that the contract refuses, which become findings."""
+        try:
+            return estimated(self.reader, self.signer.address, updates)
+        except AnchorRefused:
+            refused = refused_alone(self.reader, self.signer.address, updates)
+        wishes.findings |= refused
+        left = [x for x in updates if x.log_id not in refused]
+        publisher = self.signer.address
+        return estimated(self.reader, publisher, left) if left else None
+
+    def _require_means(self, batch: Batch, fees: Fees, view: ChainView) -> None:
+        """Refuse what the day's limit or the account does not cover."""
+        cost_wei = batch.gas_limit * fees.max_fee_wei
+        if self.limits.day_wei_max:
+            day_ago = view.newest.timestamp - DAY_S
+            spent_wei = self.journal.spent_since(self.signer.address, day_ago)
+            self.limits.require_budget(spent_wei=spent_wei, next_wei=cost_wei)
+        if view.balance_wei < cost_wei:
+            raise InsufficientFunds(
+                f"{self.signer.address} holds {view.balance_wei / WEI_PER_ETHER:.6f} ether, and an "
+                f"anchor may cost {cost_wei / WEI_PER_ETHER:.6f}",
+                next_step="send ether to that address; signed tree heads are kept",
+            )
+
+    def _sign(self, batch: Batch, fees: Fees, nonce: int) -> AnchorRecord:
+        signed = sign(
+            self.signer,
+            chain_id=self.reader.chain_id,
+            nonce=nonce,
+            fees=fees,
+            gas=batch.gas_limit,
+            to=self.reader.contract,
+            data=batch.data,
         )
-        record = AnchorRecord(
+        return AnchorRecord(
             chain_id=self.reader.chain_id,
             contract=self.reader.contract,
             publisher=self.signer.address,
-            log_id=log.log_id,
-            tree_size=size,
-            root=root,
-            nonce=signed.nonce,
+            nonce=nonce,
+            members=tuple(Member(x.log_id, x.tree_size, x.root) for x in batch.updates),
+            fees=fees,
             raw=signed.raw,
             tx_hash=signed.tx_hash,
         )
-        self.journal.intent(record)  # must be durable before a single byte leaves
-        return record
 
-    def _send(self, record: AnchorRecord) -> AnchoredHead | None:
-        """Broadcast a journalled transaction and wait a while for its block."""
-        broadcast(self.reader.rpc, record.raw)
-        try:
-            receipt = await_receipt(
-                self.reader.rpc, record.tx_hash, timeout_s=self._receipt_timeout_s
-            )
-        except NotConfirmed:
-            return None
-        return self._settle(JournalEntry(record), receipt)
+    # --- fees and time ----------------------------------------------------------------
 
-    def _look_at(self, entry: JournalEntry) -> None:
-        """Bring one entry in line with the chain."""
-        rpc, record = self.reader.rpc, entry.record
-        nonce = chain_nonce(rpc, record.publisher)  # read first: a receipt may come in between
-        receipt = find_receipt(rpc, record.tx_hash)
-        if receipt is not None:
-            self._settle(entry, receipt)
-            return
-        if entry.state is not AnchorState.PENDING:
-            self.journal.unmined(record)
-        if nonce == record.nonce:
-            self._send(record)
-        elif nonce > record.nonce:
-            self.journal.dropped(record, "its nonce was used by another transaction")
-        elif not self._fills_gap(nonce):
-            self.journal.dropped(record, "the chain went back past transactions unknown here")
+    def _fees(self, view: ChainView) -> Fees:
+        return fees_at(view.newest.base_fee_wei, view.tip_wei, self.limits)
 
-    def _fills_gap(self, nonce: int) -> bool:
-        """Whether a pending record of ours has the chain's next nonce, so that later ones wait."""
-        return any(
-            entry.record.nonce == nonce and entry.state is AnchorState.PENDING
-            for entry in self._own_entries()
+    def _above_cap(self, block: BlockView) -> SpendingCapReached:
+        return SpendingCapReached(
+            f"an anchor waits at the cap on fees, {self.limits.fee_wei_max / 1e9:g} gwei; "
+            f"the base fee is {block.base_fee_wei / 1e9:g}",
+            next_step="wait: it is sent again until fees fall, or raise fee_gwei_max",
         )
 
-    def _settle(self, entry: JournalEntry, receipt: dict[str, Any]) -> AnchoredHead | None:
-        """Write down what a receipt says, if it says anything new."""
-        record = entry.record
-        try:
-            event = confirm(
-                receipt,
-                contract=record.contract,
-                publisher=record.publisher,
-                log_id=record.log_id,
-                tree_size=record.tree_size,
-                root=record.root,
-            )
-        except TransactionFailed as error:
-            self.journal.dropped(record, error.message)
-            return None
-        anchored = self.reader.place(event)
-        if anchored != entry.anchored:
-            self.journal.mined(record, anchored)
-        if entry.state is AnchorState.PENDING:
-            self._after_mined()
-        return anchored
+    def _is_due(self, flight: Flight) -> bool:
+        """Whether a higher offer should replace what waits."""
+        age_s = self._now_s() - flight.since_s
+        return flight.is_refused or age_s >= self.limits.replace_after_s
+
+    def _wait(self) -> Flight | None:
+        return self.outbox.wait(min(self._receipt_timeout_s, self.limits.replace_after_s))

@@ -30,6 +30,7 @@ class Artifact:
         address: where the factory puts it on every chain, lower-case hex.
         creation: code that a deployment runs.
         runtime: code that stands at the address afterwards, byte for byte.
+        code_hash: Keccak-256 of that code, 32 bytes, as an account on the chain has it.
         functions: signature to selector, 4 bytes.
         events: signature to first topic, 32 bytes.
         errors: signature to selector, 4 bytes.
@@ -38,6 +39,7 @@ class Artifact:
     address: str
     creation: bytes
     runtime: bytes
+    code_hash: bytes
     functions: Mapping[str, bytes]
     events: Mapping[str, bytes]
     errors: Mapping[str, bytes]
@@ -51,6 +53,7 @@ def load_artifact() -> Artifact:
         address=data["create2"]["address"],
         creation=bytes.fromhex(data["creationBytecode"][2:]),
         runtime=bytes.fromhex(data["runtimeBytecode"][2:]),
+        code_hash=bytes.fromhex(data["runtimeCodeHash"][2:]),
         functions=_hex_values(data["functions"]),
         events=_hex_values(data["events"]),
         errors=_hex_values(data["errors"]),

@@ -1,63 +1,66 @@
-"""Write to the contract: deploy it, anchor a tree head, and make sure that it happened."""
+"""Write to the contract: anchor tree heads, one or many at once, and see that it happened."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from rlhf_audit_trail.ledger.chain import deployment
 from rlhf_audit_trail.ledger.chain.abi import (
     AnchoredEvent,
+    HeadUpdate,
     decode_event,
     encode_anchor,
+    encode_anchor_many,
     explain_revert,
 )
-from rlhf_audit_trail.ledger.chain.compiled import CREATE2_FACTORY, CREATE2_SALT, load_artifact
 from rlhf_audit_trail.ledger.chain.errors import (
     AnchorRefused,
-    NoContractCode,
+    BatchTooLarge,
     RpcError,
     TransactionFailed,
 )
 from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_data
+from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_quantity
 from rlhf_audit_trail.ledger.chain.signer import Signer
 from rlhf_audit_trail.ledger.chain.transaction import (
     SignedTransaction,
     await_receipt,
     broadcast,
+    chain_nonce,
     prepare,
+    sign,
+    suggest_fees,
 )
 
-__all__ = ["anchor", "confirm", "deploy", "prepare_anchor"]
+__all__ = [
+    "TRANSACTION_GAS_MAX",
+    "anchor",
+    "confirm",
+    "confirm_all",
+    "deploy",
+    "estimate_batch",
+    "estimate_one",
+    "prepare_anchor",
+    "prepare_anchors",
+    "raise_refusal",
+]
+
+_ON_BLOCK: Final = "latest"  # some nodes take what is pending for granted, and that is replaced
+
+TRANSACTION_GAS_MAX: Final = 2**24
+"""No transaction may ask for more gas (EIP-7825): enough for 764 later anchors at 10^6 entries,
+or for about 340 first ones."""
 
 
 def deploy(rpc: RpcClient, signer: Signer, *, chain_id: int) -> str:
-    """Put the contract at its address on this chain, unless it stands there; return the address.
-
-    The address follows from the code alone (CREATE2), so anyone deploys it to the same place.
+    """Put the contract at its address unless it stands there, and return the address.
 
     Raises:
-        WrongChain: the node serves another chain.
-        NoContractCode: the chain lacks the deployment factory.
-        TransactionFailed: the deployment failed.
+        WrongChain, WrongContractCode, FactoryMissing, InsufficientFunds, NotConfirmed,
+        TransactionFailed: see `deployment.deploy`.
     """
-    artifact = load_artifact()
-    reader = AnchorReader(rpc, chain_id=chain_id, contract=artifact.address)
-    try:
-        reader.check()  # a second deployment would fail, and cost nearly all its gas
-    except NoContractCode:
-        if not parse_data(rpc.call("eth_getCode", CREATE2_FACTORY, "latest")):
-            raise NoContractCode(
-                f"chain {chain_id} has no deployment factory at {CREATE2_FACTORY}",
-                next_step="deploy that factory first; its transaction is the same everywhere",
-            ) from None
-        data = CREATE2_SALT + artifact.creation
-        signed = prepare(rpc, signer, chain_id=chain_id, to=CREATE2_FACTORY, data=data)
-        broadcast(rpc, signed.raw)
-        if await_receipt(rpc, signed.tx_hash).get("status") != "0x1":
-            raise TransactionFailed("the deployment of TreeHeadAnchor failed") from None
-        reader.check()
-    return artifact.address
+    return deployment.deploy(rpc, signer, chain_id=chain_id).address
 
 
 def prepare_anchor(
@@ -79,10 +82,72 @@ def prepare_anchor(
     try:
         return prepare(reader.rpc, signer, chain_id=reader.chain_id, to=reader.contract, data=data)
     except RpcError as error:
-        name, numbers = explain_revert(error.data)
-        if not name:
+        raise_refusal(error)
+        raise
+
+
+def prepare_anchors(
+    reader: AnchorReader, signer: Signer, updates: Sequence[HeadUpdate]
+) -> SignedTransaction:
+    """Build and sign one transaction for all these tree heads without sending it.
+
+    Raises:
+        AnchorRefused: the contract would refuse one of them, and so all; it does not say which.
+        BatchTooLarge: together they need more gas than a transaction may use.
+        RpcError: the node refuses it for another reason, such as missing funds.
+    """
+    gas = estimate_batch(reader, signer.address, updates)
+    return sign(
+        signer,
+        chain_id=reader.chain_id,
+        nonce=chain_nonce(reader.rpc, signer.address),
+        fees=suggest_fees(reader.rpc),
+        gas=min(gas + gas // 8, TRANSACTION_GAS_MAX),  # as `prepare`, but never above the cap
+        to=reader.contract,
+        data=encode_anchor_many(updates),
+    )
+
+
+def estimate_one(reader: AnchorReader, publisher: str, update: HeadUpdate) -> int:
+    """Return the gas that `anchor` will use for this tree head.
+
+    Raises:
+        AnchorRefused: the contract would refuse it.
+        RpcError: the node refuses it for another reason.
+    """
+    data = encode_anchor(update.log_id, update.tree_size, update.root, update.proof)
+    return _estimate(reader, publisher, data)
+
+
+def estimate_batch(reader: AnchorReader, publisher: str, updates: Sequence[HeadUpdate]) -> int:
+    """Return the gas that `anchorMany` will use for these tree heads.
+
+    Raises:
+        AnchorRefused, BatchTooLarge, RpcError: see `prepare_anchors`.
+    """
+    try:
+        gas = _estimate(reader, publisher, encode_anchor_many(updates))
+    except RpcError as error:
+        # nodes that know the cap, and all above a block's limit, find no gas that suffices
+        if "exceeds allowance" not in str(error) and "gas limit" not in str(error):
             raise
-        raise _refusal(name, numbers) from error
+        gas = TRANSACTION_GAS_MAX + 1
+    if gas > TRANSACTION_GAS_MAX:
+        raise BatchTooLarge(
+            f"{len(updates):,} tree heads need more than the {TRANSACTION_GAS_MAX:,} gas "
+            "that one transaction may use",
+            next_step="anchor fewer logs at once",
+        )
+    return gas
+
+
+def _estimate(reader: AnchorReader, publisher: str, data: bytes) -> int:
+    call = {"from": publisher, "to": reader.contract, "data": f"0x{data.hex()}"}
+    try:
+        return parse_quantity(reader.rpc.call("eth_estimateGas", call, _ON_BLOCK))
+    except RpcError as error:
+        raise_refusal(error)
+        raise
 
 
 def anchor(
@@ -132,21 +197,50 @@ def confirm(
     Raises:
         TransactionFailed: the transaction failed, or that event is not in the receipt.
     """
+    return confirm_all(
+        receipt, contract=contract, publisher=publisher, members=[(log_id, tree_size, root)]
+    )[0]
+
+
+def confirm_all(
+    receipt: dict[str, Any],
+    *,
+    contract: str,
+    publisher: str,
+    members: Sequence[tuple[bytes, int, bytes]],
+) -> list[AnchoredEvent]:
+    """Return the contract's own events of exactly these anchors; see `confirm`.
+
+    Args:
+        receipt: of the transaction.
+        contract: address.
+        publisher: address.
+        members: log id, tree size and root of each.
+
+    Raises:
+        TransactionFailed: the transaction failed, or one of the events is not in the receipt.
+    """
     if receipt.get("status") != "0x1":
         raise TransactionFailed("the anchor was mined and refused by the contract")
+    found = {}
     for record in receipt.get("logs", ()):
-        if str(record.get("address", "")).lower() != contract.lower():
-            continue
-        event = decode_event(record)
-        if event is not None and (
-            (event.publisher, event.log_id, event.tree_size, event.root)
-            == (publisher.lower(), log_id, tree_size, root)
-        ):
-            return event
-    raise TransactionFailed(
-        "the transaction succeeded, and the contract's event is not in its receipt",
-        next_step="check that the contract's code stands at the configured address",
-    )
+        if str(record.get("address", "")).lower() == contract.lower():
+            event = decode_event(record)
+            if event is not None and event.publisher == publisher.lower():
+                found[event.log_id, event.tree_size, event.root] = event
+    if any(member not in found for member in members):
+        raise TransactionFailed(
+            "the transaction succeeded, and the contract's event is not in its receipt",
+            next_step="check that the contract's code stands at the configured address",
+        )
+    return [found[member] for member in members]
+
+
+def raise_refusal(error: RpcError) -> None:
+    """Raise the contract's own refusal if that is what stands behind a node's error."""
+    name, numbers = explain_revert(error.data)
+    if name:
+        raise _refusal(name, numbers) from error
 
 
 def _refusal(name: str, numbers: tuple[int, ...]) -> AnchorRefused:

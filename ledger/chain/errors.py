@@ -9,20 +9,27 @@ from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = [
     "AnchorRefused",
+    "AnchorVanished",
     "AnvilError",
     "AnvilFailed",
     "AnvilNotFound",
     "AnvilVersion",
+    "BatchTooLarge",
     "BuildFailed",
     "ChainError",
     "ChainUnreachable",
+    "EndpointsDisagree",
+    "FactoryMissing",
     "Forked",
+    "InsufficientFunds",
     "NoContractCode",
     "NotConfirmed",
     "PortTaken",
+    "PublisherBusy",
     "RolledBack",
     "RpcError",
     "SignerError",
+    "SpendingCapReached",
     "TransactionFailed",
     "WrongChain",
     "WrongContractCode",
@@ -35,6 +42,10 @@ class ChainError(AuditTrailError):
 
 class ChainUnreachable(ChainError):
     """No usable answer: refused, timed out, closed half-way, or not JSON-RPC."""
+
+
+class EndpointsDisagree(ChainUnreachable):
+    """Too few nodes give the same answer; none of them is believed."""
 
 
 class RpcError(ChainError):
@@ -60,6 +71,10 @@ class NoContractCode(ChainError):
     """There is no code at the contract's address; a call there would succeed and do nothing."""
 
 
+class FactoryMissing(NoContractCode):
+    """The chain lacks the factory that gives the contract its address."""
+
+
 class WrongContractCode(ChainError):
     """The code at the contract's address is not the compiled `TreeHeadAnchor`."""
 
@@ -75,6 +90,26 @@ class AnchorRefused(ChainError):
         """See the class."""
         super().__init__(message, next_step=next_step)
         self.reason = reason
+
+
+class AnchorVanished(ChainError):
+    """The chain lost an anchor that was final: it was reset, or went back further than it may."""
+
+
+class InsufficientFunds(ChainError):
+    """The account cannot pay for the transaction; nothing was sent."""
+
+
+class SpendingCapReached(ChainError):
+    """The next transaction might cost more than the settings allow for a day; nothing was sent."""
+
+
+class PublisherBusy(ChainError):
+    """Another process is anchoring with this publisher key; nothing was sent."""
+
+
+class BatchTooLarge(ChainError):
+    """So many tree heads need more gas than one transaction may use; nothing was sent."""
 
 
 class TransactionFailed(ChainError):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from rlhf_audit_trail.ledger.alarm import PeerHead
+from rlhf_audit_trail.ledger.chain.agreement import connect
 from rlhf_audit_trail.ledger.chain.compiled import load_artifact
 from rlhf_audit_trail.ledger.chain.errors import NoContractCode
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.reader import AnchorReader, Head
 from rlhf_audit_trail.ledger.reading import StoredLog
 from rlhf_audit_trail.ledger.settings import ChainSettings
 
@@ -20,10 +20,10 @@ __all__ = ["ContractPeer"]
 class ContractPeer:
     """Heads anchored under our own publisher's address: nobody else can have put them there.
 
-    Each answer is as trustworthy as the node that gives it.
+    Each answer is as trustworthy as the node that gives it, or as enough of them that agree.
     """
 
-    rpc_url: str = field(repr=False)  # many providers put a secret there
+    settings: ChainSettings = field(repr=False)  # many providers put a secret into the address
     chain_id: int
     contract: str
     publisher: str
@@ -32,7 +32,7 @@ class ContractPeer:
     def of(cls, chain: ChainSettings, publisher: str) -> Self:
         """Take node, chain and contract from the settings."""
         contract = chain.contract or load_artifact().address
-        return cls(chain.rpc_url, chain.chain_id, contract.lower(), publisher.lower())
+        return cls(chain, chain.chain_id, contract.lower(), publisher.lower())
 
     @property
     def name(self) -> str:
@@ -46,11 +46,15 @@ class ContractPeer:
             ChainUnreachable, RpcError: no answer, or the node's refusal.
             WrongChain, WrongContractCode: what answers is not what was pinned.
         """
-        with RpcClient(self.rpc_url, timeout_s=timeout_s) as rpc:
+        with connect(self.settings, timeout_s=timeout_s) as rpc:
             reader = AnchorReader(rpc, chain_id=self.chain_id, contract=self.contract)
             try:
                 reader.check()
             except NoContractCode:  # before the first `rlhf-audit anchor --deploy`
                 return None
             head = reader.head(self.publisher, log.log_id)
-        return PeerHead(self.name, head.tree_size, head.root) if head.tree_size else None
+        return self.shown(head) if head.tree_size else None
+
+    def shown(self, head: Head) -> PeerHead:
+        """Return an anchored head in the guard's words."""
+        return PeerHead(self.name, head.tree_size, head.root, publisher=self.publisher)

@@ -95,13 +95,22 @@ class AnchorReader:
             NoContractCode: no code at the address.
             WrongContractCode: other code.
         """
-        found = parse_quantity(self.rpc.call("eth_chainId"))
+        self.require_answers(*(self.rpc.call(method, *params) for method, params in self.questions))
+
+    @property
+    def questions(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The calls whose answers show that this is the pinned chain and contract."""
+        return ("eth_chainId", ()), ("eth_getCode", (self.contract, "latest"))
+
+    def require_answers(self, chain_id: Any, code_text: Any) -> None:
+        """Judge the answers to `questions`; raises as `check`."""
+        found = parse_quantity(chain_id)
         if found != self.chain_id:
             raise WrongChain(
                 f"the node serves chain {found}, not the pinned chain {self.chain_id}",
                 next_step="point the RPC address at a node of the pinned chain",
             )
-        code = parse_data(self.rpc.call("eth_getCode", self.contract, "latest"))
+        code = parse_data(code_text)
         if not code:
             raise NoContractCode(
                 f"there is no code at {self.contract} on chain {self.chain_id}",

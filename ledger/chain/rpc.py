@@ -10,6 +10,7 @@ import http.client
 import itertools
 import json
 import re
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
@@ -22,8 +23,9 @@ __all__ = ["MAX_ANSWER_BYTES", "RpcClient", "parse_data", "parse_quantity"]
 MAX_ANSWER_BYTES: Final = 512 * 2**20
 """An answer above this is refused. The largest we ask for is a development chain's state."""
 
+_CALLS_PER_EXCHANGE: Final = 100  # what public nodes commonly take
+
 _QUANTITY = re.compile(r"0x(0|[1-9a-f][0-9a-f]{0,63})")
-_DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 # What a kept-alive connection raises once the server has closed it between two calls.
 _CLOSED_WHILE_IDLE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
@@ -52,11 +54,57 @@ class RpcClient:
             RpcError: the node's own error.
         """
         request_id = next(self._ids)
-        body = json.dumps(
-            {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
-        ).encode()
+        body = json.dumps(_request(request_id, method, params)).encode()
         status, answer = self._exchange(body)
-        return self._result(method, request_id, status, answer)
+        try:
+            reply = json.loads(answer)
+        except ValueError:
+            raise self._unreachable(f"status {status}, and no JSON in the answer") from None
+        return self._result(method, request_id, status, reply)
+
+    def call_many(self, method: str, each: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call a method once for each list of parameters, and return the results in order.
+
+        One exchange holds up to a hundred calls (a JSON-RPC batch).
+
+        Raises:
+            ChainUnreachable, RpcError: see `call`; of the first call that failed.
+        """
+        found = self.call_together([(method, params) for params in each])
+        for result in found:
+            if isinstance(result, RpcError):
+                raise result
+        return found
+
+    def call_together(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """Make different calls in one exchange, or in one for each hundred.
+
+        Returns:
+            For each its result, or the node's own error of it as an `RpcError`.
+
+        Raises:
+            ChainUnreachable: no usable answer.
+        """
+        found: list[Any] = []
+        for start in range(0, len(calls), _CALLS_PER_EXCHANGE):
+            found += self._call_batch(calls[start : start + _CALLS_PER_EXCHANGE])
+        return found
+
+    def _call_batch(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        requests = [_request(next(self._ids), method, params) for method, params in calls]
+        status, answer = self._exchange(json.dumps(requests).encode())
+        try:
+            replies = json.loads(answer)
+        except ValueError:
+            raise self._unreachable(f"status {status}, and no JSON in the answer") from None
+        if not isinstance(replies, list):  # a node that takes no batches refuses the whole
+            return [_or_refusal(self.call, method, *params) for method, params in calls]
+        by_id = {reply.get("id"): reply for reply in replies if isinstance(reply, dict)}
+        return [
+            _or_refusal(self._result, request["method"], number, status, by_id.get(number))
+            for request in requests
+            for number in [request["id"]]
+        ]
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""
@@ -112,11 +160,7 @@ class RpcClient:
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         return kind(self._url.hostname or "", _port(self._url), timeout=self._timeout_s)
 
-    def _result(self, method: str, request_id: int, status: int, answer: bytes) -> Any:
-        try:
-            reply = json.loads(answer)
-        except ValueError:
-            raise self._unreachable(f"status {status}, and no JSON in the answer") from None
+    def _result(self, method: str, request_id: int, status: int, reply: Any) -> Any:
         if not isinstance(reply, dict) or reply.get("id") not in (request_id, None):
             raise self._unreachable("the answer is not to the question asked")
         error = reply.get("error")
@@ -137,6 +181,18 @@ class RpcClient:
         )
 
 
+def _request(request_id: int, method: str, params: Sequence[Any]) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "method": method, "params": list(params)}
+
+
+def _or_refusal(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result, or the node's own error, as one of several answers."""
+    try:
+        return ask(*arguments)
+    except RpcError as error:
+        return error
+
+
 def parse_quantity(value: Any) -> int:
     """Read a JSON-RPC quantity such as `0x1f`; no leading zeros.
 
@@ -154,9 +210,13 @@ def parse_data(value: Any, *, size_bytes: int | None = None) -> bytes:
     Raises:
         ChainUnreachable: they are not, or have another size.
     """
-    if not isinstance(value, str) or not _DATA.fullmatch(value):
+    text = value[2:] if isinstance(value, str) and value.startswith("0x") else "none"
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if 2 * len(data) != len(text):  # `fromhex` takes spaces, too
         raise ChainUnreachable("the node answered something that is not bytes")
-    data = bytes.fromhex(value[2:])
     if size_bytes is not None and len(data) != size_bytes:
         raise ChainUnreachable(f"the node answered {len(data)} bytes for {size_bytes}")
     return data

@@ -16,6 +16,7 @@ from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_quantity
 from rlhf_audit_trail.ledger.chain.signer import Signature, Signer
 
 __all__ = [
+    "DEFAULT_TIP_WEI",
     "Fees",
     "SignedTransaction",
     "await_receipt",
@@ -26,12 +27,13 @@ __all__ = [
     "rlp_encode",
     "sign",
     "suggest_fees",
+    "suggest_tip",
 ]
 
 RECEIPT_TIMEOUT_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.002  # a development chain has mined by then
 _LONGEST_PAUSE_S: Final = 1.0
-_DEFAULT_TIP_WEI: Final = 1_000_000_000
+DEFAULT_TIP_WEI: Final = 1_000_000_000
 _WITHOUT_BODIES: Final = False
 _RLP_SHORT: Final = 55  # bytes
 
@@ -92,12 +94,16 @@ def chain_nonce(rpc: RpcClient, address: str) -> int:
 def suggest_fees(rpc: RpcClient) -> Fees:
     """Offer twice the present base fee, room for six full blocks of rise, and the usual tip."""
     block = rpc.call("eth_getBlockByNumber", "latest", _WITHOUT_BODIES)
-    base = parse_quantity(block.get("baseFeePerGas", "0x0"))
-    try:
-        tip = parse_quantity(rpc.call("eth_maxPriorityFeePerGas"))
-    except RpcError:  # not every node offers the method
-        tip = _DEFAULT_TIP_WEI
+    base, tip = parse_quantity(block.get("baseFeePerGas", "0x0")), suggest_tip(rpc)
     return Fees(max_fee_wei=2 * base + tip, tip_wei=tip)
+
+
+def suggest_tip(rpc: RpcClient) -> int:
+    """Return the usual tip per unit of gas, in wei."""
+    try:
+        return parse_quantity(rpc.call("eth_maxPriorityFeePerGas"))
+    except RpcError:  # not every node offers the method
+        return DEFAULT_TIP_WEI
 
 
 def prepare(

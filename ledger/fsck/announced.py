@@ -12,6 +12,7 @@ from rlhf_audit_trail.ledger.events import MAX_ENTRY_BYTES
 from rlhf_audit_trail.ledger.findings import Finding
 from rlhf_audit_trail.ledger.fsck.columns import raw, table
 from rlhf_audit_trail.ledger.fsck.ranges import Record
+from rlhf_audit_trail.ledger.fsck.tokens import GRANTED, REVOKED, ToldTokens
 from rlhf_audit_trail.ledger.proof.bundle import parse_json
 from rlhf_audit_trail.ledger.proof.errors import MalformedBundle, ProofError
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
@@ -20,24 +21,28 @@ from rlhf_audit_trail.ledger.succession import KEY_KINDS, OPENED, REGISTRY, Succ
 
 __all__ = ["TOLD_KINDS", "Announced", "follow_keys"]
 
-TOLD_KINDS: Final = frozenset({OPENED, "run.closed", "run.pruned", "log.restored"})
+_CLOSED: Final = "run.closed"
+TOLD_KINDS: Final = frozenset({OPENED, _CLOSED, "run.pruned", "log.restored", GRANTED, REVOKED})
 _LOGS = table(models.LogRow)
 _ENTRIES = table(models.EntryRow)
 
 
 @dataclass
 class Announced:
-    """What the registry log says about runs: run id to (index of the entry, record)."""
+    """What the registry log says about runs, run id to (index of the entry, record); and tokens."""
 
     opened: dict[str, tuple[int, Record]] = field(default_factory=dict)
     closed: dict[str, tuple[int, Record]] = field(default_factory=dict)
     pruned: set[str] = field(default_factory=set)
     restored: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    tokens: ToldTokens = field(default_factory=ToldTokens)
 
     def see(self, index: int, record: Record) -> Iterator[Finding]:
         """Take one entry of the registry log; announcing a run twice alike is no fault."""
         kind, run = record.get("kind"), str(record.get("run"))
-        if kind == "run.pruned":
+        if kind in {GRANTED, REVOKED}:
+            self.tokens.see(index, record)
+        elif kind == "run.pruned":
             self.pruned.add(run)
         elif kind == "log.restored":
             first, end = record.get("from_size"), record.get("to_size")

@@ -19,8 +19,10 @@ from rlhf_audit_trail.ledger.fsck.own_keys import OwnKeys
 from rlhf_audit_trail.ledger.fsck.ranges import CheckedLog, EntryRange, last_index, ranges_of
 from rlhf_audit_trail.ledger.fsck.storage import Inspectable
 from rlhf_audit_trail.ledger.fsck.tasks import CheckBlobs, CheckDatabase, CheckEntries, Unreadable
+from rlhf_audit_trail.ledger.fsck.tokens import remote_writer_findings, token_findings
 from rlhf_audit_trail.ledger.fsck.workers import Crew
 from rlhf_audit_trail.ledger.log import REGISTRY
+from rlhf_audit_trail.ledger.proof.tree_head import log_id
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.succession import KeyHistory
 
@@ -28,7 +30,7 @@ __all__ = ["Whole"]
 
 _LEDGER = table(models.LedgerRow)
 _LOGS = table(models.LogRow)
-_OF_A_LOG: Final = ("entry", "hash_tile", "tree_head", "cosignature", "vault")
+_OF_A_LOG: Final = ("entry", "hash_tile", "tree_head", "cosignature", "vault", "remote_writer")
 _BLOBS_AT_ONCE: Final = 16
 
 
@@ -60,7 +62,8 @@ class Whole:
         yield from self._logs([row for row in self._rows if row.run_id != REGISTRY])
         yield from self._hidden_runs()
         yield from guarded("", "as a whole", self._orphans())
-        yield from guarded("", "anchor", anchor_findings(self._connection, self._summary))
+        yield from guarded("", "anchor", self._anchors())
+        yield from guarded("", "writer_token", self._tokens())
         yield from guarded("", "blob", self._blobs())
         runs = {*self._keys.histories, *(row.run_id for row in self._rows)}
         histories = {run_id: self._history(run_id) for run_id in runs}
@@ -203,6 +206,15 @@ class Whole:
             for number in self._connection.scalars(query):
                 detail = f"rows of a log number {number!r:.40} that no log has"
                 yield Finding("", "log", f"table {name}", detail)
+
+    def _anchors(self) -> Iterator[Finding]:
+        ids = {row.number: log_id(self._history(row.run_id).first[0]) for row in self._rows}
+        yield from anchor_findings(self._connection, ids, self._summary)
+
+    def _tokens(self) -> Iterator[Finding]:
+        told, runs = self._announced.tokens, {row.number: row.run_id for row in self._rows}
+        yield from token_findings(self._connection, told)
+        yield from remote_writer_findings(self._connection, told, runs)
 
     def _blobs(self) -> Iterator[Finding]:
         digests = iter(self._ledger.blobs.digests())

@@ -69,6 +69,7 @@ class Bundle:
         tree_head: signed note; the size and root of every proof come from here.
         entries: in strictly growing index order.
         anchored: in strictly growing order of tree size, which step 6 checks.
+        chain: chain evidence (`evm/evidence.py`), which step 7 reads; empty if there is none.
         digest_matches: whether the file's own SHA-256, its last field, fits the rest.
     """
 
@@ -76,14 +77,14 @@ class Bundle:
     tree_head: str
     entries: tuple[BundledEntry, ...]
     anchored: tuple[AnchoredHead, ...] = ()
+    chain: bytes = b""
     digest_matches: bool = True
 
 
 def encode_bundle(bundle: Bundle) -> bytes:
     """Write a bundle as the bytes of its file, newline at the end."""
     body = _to_json(bundle)
-    body["sha256"] = hashlib.sha256(_dump(body)).hexdigest()
-    return _dump(body) + b"\n"
+    return _dump(body | {"sha256": hashlib.sha256(_dump(body)).hexdigest()}) + b"\n"
 
 
 def parse_bundle(data: bytes) -> Bundle:
@@ -104,8 +105,7 @@ def parse_bundle(data: bytes) -> Bundle:
             expected=BUNDLE_SCHEMA,
             next_step="install a newer rlhf-audit-trail, or ask for a bundle of this version",
         )
-    bundle = _from_json(record)
-    body = _to_json(bundle)
+    body = _to_json(bundle := _from_json(record))
     if _dump(body | {"sha256": record["sha256"]}) != data:
         raise MalformedBundle("the bundle is not in its one canonical spelling")
     matches = hashlib.sha256(_dump(body)).hexdigest() == record["sha256"]
@@ -178,17 +178,19 @@ def _to_json(bundle: Bundle) -> dict[str, Any]:
             {"tree_head": item.tree_head, "path": [encode_base64(node) for node in item.path]}
             for item in bundle.anchored
         ],
-    }
+    } | ({"chain": encode_base64(bundle.chain)} if bundle.chain else {})
 
 
 def _from_json(record: dict[str, Any]) -> Bundle:
-    _fields(record, "schema", "log_keys", "tree_head", "entries", "anchored", "sha256")
+    record = {"chain": ""} | record  # left out where there is none: an empty one is re-spelt
+    _fields(record, "schema", "log_keys", "tree_head", "entries", "anchored", "chain", "sha256")
     _text(record["sha256"])
     bundle = Bundle(
         tuple(_text(item) for item in _list(record["log_keys"], MAX_KEYS)),
         _text(record["tree_head"]),
         tuple(_entry(item) for item in _list(record["entries"], MAX_ENTRIES)),
         tuple(_anchored(item) for item in _list(record["anchored"], MAX_ANCHORS)),
+        _bytes(record["chain"]),
     )
     if not bundle.log_keys or not bundle.entries:
         raise MalformedBundle("a bundle needs at least one log key and one entry")

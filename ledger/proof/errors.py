@@ -21,7 +21,6 @@ class AuditTrailError(Exception):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        """The finding, and on a second line the way out."""
         return f"{self.message}\n  next: {self.next_step}" if self.next_step else self.message
 
 

@@ -21,7 +21,8 @@ MAX_NAME_BYTES: Final = 255  # the ML-DSA message gives a name one length byte
 KEY_ID_BYTES: Final = 4
 _LINE = re.compile(r"— ([^ +\n]+) ([A-Za-z0-9+/=]+)")
 _NOT_IN_NOTE = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")  # surrogates have no UTF-8
-_NOT_IN_NAME = re.compile(r"[\s+\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # nor what moves a cursor
+_UNSEEN = r"\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"  # or turns others round
+_NOT_IN_NAME = re.compile(rf"[\s+\x00-\x1f\x7f-\x9f{_UNSEEN}\ud800-\udfff]")  # or moves a cursor
 
 
 class Algorithm(IntEnum):
@@ -162,9 +163,6 @@ def _parse_line(line: str) -> SignatureLine:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a key or log: empty, over 255 bytes, or a forbidden character.
-
-    Raises MalformedBundle: spaces, plus signs and control characters are forbidden.
-    """
+    """Refuse what is no name of a key or log, in which one must see all; raises MalformedBundle."""
     if not name or _NOT_IN_NAME.search(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise MalformedBundle("a name must be 1 to 255 bytes without space, plus or control sign")

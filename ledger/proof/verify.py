@@ -1,8 +1,7 @@
 """The verifier: the numbered steps of `FORMAT.md`, and the verdict they add up to.
 
-`verify_bundle` returns what was proven or raises the gravest finding. `examine_bundle`
-runs the same steps and reports each; `ledger/verdict.py` words it for CLI and API.
-Neither opens a socket: what the chain says is asked by the caller and handed in.
+`verify_bundle` returns what was proven or raises the gravest finding. `examine_bundle` reports
+each step. Neither opens a socket: what the chain says is asked by the caller and handed in.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from rlhf_audit_trail.ledger.proof.errors import (
     PolicyUnmet,
     ProofError,
 )
+from rlhf_audit_trail.ledger.proof.evm.evidence import ChainTrust, open_evidence
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash, verify_consistency, verify_inclusion
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, open_tree_head
@@ -29,8 +29,7 @@ class OnChain:
     """What a chain says about one tree head of the log; the caller vouches for having asked.
 
     Attributes:
-        tree_size: size the contract accepted.
-        root: root the contract accepted, 32 bytes.
+        tree_size, root: what the contract accepted; the root is 32 bytes.
         where: for people, for example `block 7 of chain 31337, finalized`.
     """
 
@@ -47,6 +46,7 @@ class TrustPolicy:
         keys: keys pinned for the log; all of them must have signed. Empty: nobody is pinned.
         need_anchor: whether an anchor is demanded rather than welcome.
         on_chain: what the chain was found to say; None when it was not asked.
+        chain: by what the bundle's own chain evidence is judged; None to leave it aside.
         accept_unpinned: a consistent bundle by nobody in particular is enough.
         accept_unanchored: a demanded anchor that is not shown is forgiven.
     """
@@ -54,6 +54,7 @@ class TrustPolicy:
     keys: tuple[VerifierKey, ...] = ()
     need_anchor: bool = False
     on_chain: tuple[OnChain, ...] | None = None
+    chain: ChainTrust | None = None
     accept_unpinned: bool = False
     accept_unanchored: bool = False
 
@@ -112,10 +113,7 @@ class Examination:
 
 
 def verify_bundle(data: bytes, trust: TrustPolicy) -> Proven:
-    """Return what a bundle proves under `trust`, or raise the gravest finding.
-
-    Raises a subclass of ProofError, with the number of the step that decided.
-    """
+    """Return what a bundle proves under `trust`, or raise the gravest finding, with its step."""
     found = examine_bundle(data, trust)
     if found.decisive and found.decisive.finding:
         raise found.decisive.finding
@@ -209,8 +207,7 @@ class _Run:
         head, entries = self.proven.tree_head.head, self.bundle.entries
         for item in entries:
             try:
-                leaf = leaf_hash(item.entry)
-                verify_inclusion(leaf, item.index, head.size, item.path, head.root)
+                verify_inclusion(leaf_hash(item.entry), item.index, head.size, item.path, head.root)
             except ProofError as error:
                 error.message = f"entry {item.index:,}: {error.message}"
                 error.next_step = f"ask for a fresh bundle of entry {item.index:,}"
@@ -224,19 +221,17 @@ class _Run:
         opened = self.proven.opened
         for item in self.bundle.entries:
             commitments = _commitments(item) if item.openings else {}
-            for opening in item.openings:
-                if opening.path not in commitments:
-                    raise Inconsistent(f"entry {item.index:,} has no sealed {opening.path[:80]!r}")
-                value = verify_opening(commitments[opening.path], opening)
-                opened[item.index, opening.path] = value
+            for x in item.openings:
+                if x.path not in commitments:
+                    raise Inconsistent(f"entry {item.index:,} has no sealed {x.path[:80]!r}")
+                opened[item.index, x.path] = verify_opening(commitments[x.path], x)
         if opened:
             return Check(5, "passed", f"{len(opened):,} opened values are the committed ones")
         return Check(5, "not_asked", "no sealed value is opened in this file")
 
     def consistency(self) -> Check:
         """Step 6: further tree heads have the same signers, and all are of one history."""
-        own, heads = self.proven.tree_head, self.proven.heads
-        newest = own.head
+        own, newest, heads = self.proven.tree_head, self.proven.tree_head.head, self.proven.heads
         for item in self.bundle.anchored:
             other = open_tree_head(item.tree_head, own.signed_by)
             if other.signed_by != own.signed_by:
@@ -256,7 +251,11 @@ class _Run:
         """Step 7: a tree head of this history is the one the chain was found to hold."""
         trust, on_chain = self.trust, self.proven.on_chain
         heads = {x.head.size: x.head for x in (self.proven.tree_head, *self.proven.heads)}
-        for said in trust.on_chain or ():
+        statements, why = [*(trust.on_chain or ())], None
+        if self.bundle.chain:
+            shown, why = open_evidence(self.bundle.chain, trust.chain)
+            statements += [OnChain(x.tree_size, x.root, x.where) for x in shown]
+        for said in statements:
             head = heads.get(said.tree_size)
             if head and head.root != said.root:
                 raise Inconsistent(
@@ -268,15 +267,15 @@ class _Run:
             if head:
                 on_chain.append(said)
         last = self.bundle.entries[-1].index  # a smaller tree says nothing about this entry
-        covering = [item for item in on_chain if item.tree_size > last]
-        if covering:
-            best = min(covering, key=lambda item: item.tree_size)
-            return Check(7, "passed", f"the head of size {best.tree_size:,} is in {best.where}")
-        asked = trust.on_chain is not None
+        covering = sorted((x.tree_size, x.where) for x in on_chain if x.tree_size > last)
+        for size, where in covering[:1]:
+            return Check(7, "passed", f"the head of size {size:,} is in {where}")
+        asked = trust.on_chain is not None or trust.chain is not None
         text = "no tree head on the chain covers all entries" if asked else "no chain was asked"
+        missing = why or NotAnchored(text, next_step="ask for a bundle made after the next anchor")
         if (asked or trust.need_anchor) and not trust.accept_unanchored:
-            raise NotAnchored(text, next_step="ask for a bundle made after the next anchor")
-        return Check(7, "not_asked", text)
+            raise missing
+        return Check(7, "not_asked", missing.message)
 
     def file(self) -> Check:
         """Step 8: no byte changed on the way, not even one that no signature covers."""

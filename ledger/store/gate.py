@@ -30,16 +30,18 @@ class Gate:
 
     def enter(self, *_: object) -> None:
         """Take a connection from the pool; waits while another thread forks."""
-        me = threading.get_ident()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed_by in (None, me))
+            if self._closed_by is not None:
+                me = threading.get_ident()
+                self._changed.wait_for(lambda: self._closed_by in (None, me))
             self._inside += 1
 
     def leave(self, *_: object) -> None:
         """Give a connection back."""
         with self._changed:
             self._inside -= 1
-            self._changed.notify_all()
+            if self._closed_by is not None:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Wait until no connection is in use, and let nobody else take one."""

@@ -19,6 +19,7 @@ __all__ = [
     "HashTileRow",
     "LedgerRow",
     "LogRow",
+    "PublisherLeaseRow",
     "RemoteWriterRow",
     "SubjectKeyRow",
     "TreeHeadRow",
@@ -139,14 +140,31 @@ class AnchorRow(_LedgerTable, table=True):
     publisher: str
     nonce: int = Field(sa_type=BigInteger)
     tx_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    # the signed transaction, in the row of the first of its logs; empty in the others'
     raw_tx: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    state: str  # pending, mined, safe, finalized, dropped
+    max_fee_wei: int | None = Field(default=None, sa_type=BigInteger)
+    tip_wei: int | None = Field(default=None, sa_type=BigInteger)
+    state: str = Field(index=True)  # pending, mined, safe, finalized, dropped
     reason: str = ""  # why it was dropped
     sequence: int | None = Field(default=None, sa_type=BigInteger)
     block_number: int | None = Field(default=None, sa_type=BigInteger)
     block_hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     block_timestamp: int | None = Field(default=None, sa_type=BigInteger)
+    # what the whole transaction cost, in the row of the first of its logs
+    gas_used: int | None = Field(default=None, sa_type=BigInteger)
+    gas_price_wei: int | None = Field(default=None, sa_type=BigInteger)
     created_at: str
+
+
+class PublisherLeaseRow(_LedgerTable, table=True):
+    """Who may sign with a publisher key now; the row is gone when nobody does."""
+
+    __tablename__ = "publisher_lease"
+    chain_id: int = Field(primary_key=True, sa_type=BigInteger)
+    publisher: str = Field(primary_key=True)  # address in small letters
+    holder: str  # drawn at random by each who asks
+    host: str
+    process: str  # number and start time
 
 
 class WriterTokenRow(_LedgerTable, table=True):

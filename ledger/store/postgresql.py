@@ -96,21 +96,20 @@ def insert_columns(
     connection: Connection,
     table: Table,
     common: Mapping[str, Any],
-    names: Sequence[str],
-    rows: Sequence[tuple[Any, ...]],
+    columns: Mapping[str, Sequence[Any]],
 ) -> None:
     """Insert many rows by one statement, a column an array; what is common is sent once.
 
     One statement in one message: a process stopped in the middle of COPY, or of a pipeline
     of statements, would hold its locks where the server's timeouts for idling do not count.
     """
-    types = {name: table.c[name].type.compile(connection.dialect) for name in (*common, *names)}
-    columns = ", ".join([*common, *names])
+    types = {name: table.c[name].type.compile(connection.dialect) for name in (*common, *columns)}
     chosen = ", ".join([*(f"%b::{types[name]}" for name in common), "varied.*"])
-    arrays = ", ".join(f"%b::{types[name]}[]" for name in names)
+    arrays = ", ".join(f"%b::{types[name]}[]" for name in columns)
     # the names are the models' own
-    statement = f"INSERT INTO {table.name} ({columns}) SELECT {chosen} FROM unnest({arrays}) varied"  # noqa: S608
-    values = [list(column) for column in zip(*rows, strict=True)]
+    into = f"{table.name} ({', '.join(types)})"
+    statement = f"INSERT INTO {into} SELECT {chosen} FROM unnest({arrays}) varied"  # noqa: S608
+    values = [list(column) for column in columns.values()]
     connection.exec_driver_sql(statement, (*common.values(), *values))
 
 

@@ -186,13 +186,14 @@ def _follow(follower: Mirror, target: Path, *, as_json: bool) -> int:
 @click.command("import")
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "--vault", "backup", type=click.Path(path_type=Path), metavar="FILE",
-    help="An older copy of ledger.db: bring sealed values from it, where they still open.",
+    "--vault", "backup", metavar="FILE",
+    help="An older copy of ledger.db, or the URL of a PostgreSQL database into which a backup "
+    "was restored: bring sealed values from it, where they still open.",
 )  # fmt: skip
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @guarded
-def import_(*, source: str, backup: Path | None, directory: Path, as_json: bool) -> None:
+def import_(*, source: str, backup: str | None, directory: Path, as_json: bool) -> None:
     """Bring back entries that the ledger lacks, from an export or mirror of its own logs.
 
     SOURCE is one log, an address or a directory, or a directory that holds several, such as
@@ -222,7 +223,7 @@ def _show_import(item: Imported) -> None:
             f"{item.vault.refused:,} refused")  # fmt: skip
     if item.unopenable:
         say(f"  {item.unopenable:,} entries have sealed fields that nobody can open any more; "
-            "a backup of ledger.db may have them: --vault FILE")  # fmt: skip
+            "a backup of the database may have them: --vault FILE")  # fmt: skip
 
 
 # --- prune ------------------------------------------------------------------------------------
@@ -239,25 +240,30 @@ def _show_import(item: Imported) -> None:
     help="TOML with a table [prune]: reason, keep_days, require_anchor, drop_vault.",
 )  # fmt: skip
 @click.option("--reason", metavar="TEXT", help="A policy of one sentence, instead of a file.")
+@click.option(
+    "--keep-room", is_flag=True,
+    help="Leave the database as large as it is; giving room back means to rewrite it.",
+)  # fmt: skip
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @guarded
 def prune(
     *, run: str, archive: Path, policy_file: Path | None, reason: str | None, directory: Path,
-    as_json: bool,
+    keep_room: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Move the entries of the closed RUN to an archive; what proves them stays here.
 
     The archive is written and read back, and its digest entered in the registry log, before
     any byte is removed. Inclusion and consistency stay provable; entries are read from the
-    archive (`rlhf-audit prove --archive DIR`) or put back (`rlhf-audit import DIR`).
+    archive (`rlhf-audit prove --archive DIR`) or put back (`rlhf-audit import DIR`). Their
+    room goes back to the disk where nobody else has the database open; else say it again later.
     """
     from rlhf_audit_trail.ledger.log import Ledger
     from rlhf_audit_trail.ledger.pruning import prune as prune_run
 
     policy = _policy(policy_file, reason)
     with Ledger.open(directory) as ledger:
-        done = prune_run(ledger, run, archive, policy)
+        done = prune_run(ledger, run, archive, policy, is_compacting=not keep_room)
     if as_json:
         show_json(asdict(done))
         return
@@ -265,6 +271,9 @@ def prune(
     if done.vault_rows:
         say(f"  {done.vault_rows:,} vault rows deleted, as the policy says")
     say(f"  archive digest {done.archive_digest}, also in the registry log")
+    say(f"  {done.freed_bytes:,} bytes of the disk are free again")
+    if done.not_freed:
+        say(f"  the database keeps what room is left in it: {done.not_freed}")
     say("next: keep a second copy of the archive; rlhf-audit anchor")
 
 

@@ -64,6 +64,10 @@ def _run(directory: Path, *, fast: bool, as_json: bool, kept: bool) -> int:
     say("Look at next:")
     if kept:
         say(f"  rlhf-audit verify {directory}/demo.bundle --key {directory}/demo.vkey")
+        say(
+            f"  rlhf-audit verify {directory}/demo.bundle --trust-policy "
+            f"{directory}/demo.trust.json --trusted-block-hash {report.trusted_block}"
+        )
         say(f"  rlhf-audit status --ledger {directory}/ledger")
         say(f"  rlhf-audit fsck --ledger {directory}/ledger")
         say(f"  rlhf-audit serve --ledger {directory}/ledger   then open /api/v1/logs")

@@ -22,14 +22,20 @@ def listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
     Raises:
         AddressTaken: the address cannot be listened on.
     """
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen()
-        except OSError as error:
-            raise AddressTaken(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                next_step="stop the other process, or choose another --port",
-            ) from error
-        yield listener, f"http://{host}:{listener.getsockname()[1]}"
+    shown = f"[{host}]" if ":" in host else host  # an IPv6 address has colons of its own
+    try:
+        listener = _listener(host, port)
+    except OSError as error:
+        raise AddressTaken(
+            f"cannot listen on {shown}:{port}: {error.strerror}",
+            next_step="stop the other process, or choose another --port or --host",
+        ) from error
+    with listener:
+        yield listener, f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Listen on the first address that a host has; raises OSError."""
+    kind, flags = socket.SOCK_STREAM, socket.AI_PASSIVE
+    family, *_, address = socket.getaddrinfo(host, port, type=kind, flags=flags)[0]
+    return socket.create_server(address[:2], family=family)

@@ -46,6 +46,8 @@ EXIT_BY_ERROR: Final = {
     "VaultDamaged": 1,
     "BlobDamaged": 1,
     "AnchorRefused": 1,
+    "AnchorVanished": 1,
+    "SpendingCapReached": 3,
     "NotPublished": 3,
     "NotAnchored": 3,
     "PolicyUnmet": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,12 +15,30 @@ from rlhf_audit_trail.cli.output import guarded, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rlhf_audit_trail.ledger.log import Log
+    from rlhf_audit_trail.ledger.log import Ledger, Log
 
-__all__ = ["prove"]
+__all__ = ["AUTO", "RECEIPT", "Shown", "prove"]
 
+AUTO: Final = "auto"
+RECEIPT: Final = "receipt"
+_NONE: Final = "none"
 _BUNDLE: Final = "bundle"
 _OF_ONE_ENTRY: Final = {"tlog-proof": "tlog-proof", "cose": "cose"}  # form to file suffix
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Chain evidence for a bundle, or why there is none.
+
+    Attributes:
+        data: for the bundle; empty if there is none.
+        tree_size: of the tree head that it shows; the bundle needs that head.
+        sentence: about it, for people.
+    """
+
+    data: bytes = b""
+    tree_size: int = 0
+    sentence: str = ""
 
 
 @click.command()
@@ -50,11 +69,25 @@ _OF_ONE_ENTRY: Final = {"tlog-proof": "tlog-proof", "cose": "cose"}  # form to f
     "--archive", type=click.Path(path_type=Path), metavar="DIR",
     help="Where the entries of a pruned run are, if not at the place where they went.",
 )  # fmt: skip
+@click.option(
+    "--chain",
+    "evidence",
+    type=click.Choice([AUTO, "storage", RECEIPT, _NONE]),
+    default=AUTO,
+    help="Chain evidence: of the contract's storage, of the first anchor's receipt, or none; "
+    "if left out, what the node of [chain] can give.",
+)
+@click.option(
+    "--block",
+    type=click.Choice(["finalized", "safe", "latest"]),
+    default="finalized",
+    help="Take chain evidence there; a block that is not final may be taken back.",
+)
 @ledger_option
 @guarded
 def prove(
     *, run: str, indices: tuple[int, ...], output: Path | None, opened: tuple[str, ...], form: str,
-    archive: Path | None, directory: Path,
+    archive: Path | None, evidence: str, block: str, directory: Path,
 ) -> None:  # fmt: skip
     """Write a bundle that proves entries INDEX... of RUN under the newest signed tree head."""
     from rlhf_audit_trail.ledger.files import write_whole
@@ -68,7 +101,12 @@ def prove(
         place = archive or Path(log.archive)
         if log.archive and place.is_dir():
             log.read_pruned_from(archived_entries(place))
-        data = _bundle(log, indices, opened) if form == _BUNDLE else _single(log, indices[0], form)
+        shown = Shown()
+        if form == _BUNDLE:
+            shown = _show_anchor(ledger, log, max(indices), evidence, block)
+            data = _bundle(log, indices, opened, shown)
+        else:
+            data = _single(log, indices[0], form)
         key_file = ledger.key_file(run).relative_to(ledger.directory)
     suffix = "bundle" if form == _BUNDLE else f"{indices[0]}.{_OF_ONE_ENTRY[form]}"
     target = output or Path(f"{run}.{suffix}")
@@ -79,12 +117,23 @@ def prove(
     say(f"wrote {target}, {len(data):,} bytes; entries proven of {run}: {len(set(indices)):,}")
     if form == _BUNDLE:
         say(f"next: rlhf-audit verify {target} --key {directory / key_file}")
+    if shown.sentence:
+        say(f"  {shown.sentence}")
 
 
-def _bundle(log: Log, indices: Sequence[int], opened: Sequence[str]) -> bytes:
+def _show_anchor(ledger: Ledger, log: Log, last_index: int, kind: str, block: str) -> Shown:
+    if kind == _NONE or (kind == AUTO and not (ledger.chain.rpc_url and log.anchored_sizes())):
+        return Shown()  # and nothing of the chain is imported
+    from rlhf_audit_trail.cli.prove_chain import show_anchor
+
+    return show_anchor(ledger, log, last_index, kind=kind, block=block)
+
+
+def _bundle(log: Log, indices: Sequence[int], opened: Sequence[str], shown: Shown) -> bytes:
     covering = [size for size in log.anchored_sizes() if size > max(indices)]
     # the first anchor bounds the time best, the newest is the one easiest to ask for
-    return log.bundle(indices, opened=opened, anchored_sizes=covering[:1] + covering[-1:])
+    heads = {*covering[:1], *covering[-1:], *([shown.tree_size] if shown.data else [])}
+    return log.bundle(indices, opened=opened, anchored_sizes=heads, chain=shown.data)
 
 
 def _single(log: Log, index: int, form: str) -> bytes:

@@ -9,17 +9,12 @@ from typing import Final
 import click
 
 from rlhf_audit_trail.cli.output import guarded, say, show_json, styled
+from rlhf_audit_trail.cli.verify_chain import ChainOptions, chain_options, look_at_chain
 from rlhf_audit_trail.ledger import verdict as wording
-from rlhf_audit_trail.ledger.proof.bundle import MAX_BUNDLE_BYTES, parse_bundle
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, ProofError
-from rlhf_audit_trail.ledger.proof.note import Algorithm, VerifierKey
-from rlhf_audit_trail.ledger.proof.tree_head import log_id, open_tree_head
-from rlhf_audit_trail.ledger.proof.verify import (
-    Examination,
-    OnChain,
-    TrustPolicy,
-    examine_bundle,
-)
+from rlhf_audit_trail.ledger.proof.bundle import MAX_BUNDLE_BYTES
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
+from rlhf_audit_trail.ledger.proof.verify import Examination, TrustPolicy, examine_bundle
 from rlhf_audit_trail.ledger.trust import (
     AnchorTrust,
     InvalidTrust,
@@ -53,18 +48,18 @@ class UnreadableFile(AuditTrailError):
     metavar="FILE",
     help="Pin keys, chain, contract and publisher from a JSON file.",
 )
-@click.option("--rpc", metavar="URL", help="Ask this node whether the chain holds the tree head.")
-@click.option("--chain-id", type=int, help="With --rpc: the chain you expect.")
-@click.option("--publisher", metavar="ADDRESS", help="With --rpc: who anchors this log.")
+@chain_options
+@click.option("--chain-id", type=int, help="The chain you expect anchors on.")
+@click.option("--publisher", metavar="ADDRESS", help="Who anchors this log there.")
 @click.option(
     "--contract",
     metavar="ADDRESS",
-    help="With --rpc: TreeHeadAnchor; its well-known address if left out.",
+    help="TreeHeadAnchor there; its well-known address if left out.",
 )
 @click.option(
     "--log-id",
     metavar="HEX",
-    help="With --rpc: the log's id on the chain, if the keys you pin are not its first ones.",
+    help="The log's id there, if the keys you pin are not its first ones.",
 )
 @click.option("--accept-unpinned", is_flag=True, help="Be content without knowing who signed.")
 @click.option("--accept-unanchored", is_flag=True, help="Be content without an anchor.")
@@ -75,7 +70,10 @@ def verify(
     bundle: str,
     keys: tuple[str, ...],
     trust_policy: str | None,
-    rpc: str | None,
+    rpc: tuple[str, ...],
+    rpc_quorum: int | None,
+    blocks: tuple[str, ...],
+    headers: str | None,
     chain_id: int | None,
     publisher: str | None,
     contract: str | None,
@@ -89,25 +87,29 @@ def verify(
     FILE is a bundle, or - for standard input. Without a key from a place you trust the
     answer is at best INCONCLUSIVE: a key that came inside the file proves nothing.
     """
+    options = ChainOptions(rpc, rpc_quorum, blocks, headers)
+    if publisher is not None and chain_id is None:
+        chain_id = options.chain_id
     trust = _trust(keys, trust_policy, chain_id, publisher, contract, log_id)
-    if rpc and trust.anchor is None:
-        raise click.UsageError("--rpc needs --chain-id and --publisher, or a --trust-policy")
     data = _read(bundle)
-    on_chain, trouble = _ask_chain(rpc, trust, data) if rpc else (None, "")
+    view = look_at_chain(options, trust, data)
     found = examine_bundle(
         data,
         TrustPolicy(
             keys=trust.keys,
             need_anchor=trust.anchor is not None,
-            on_chain=on_chain,
+            on_chain=view.on_chain,
+            chain=view.chain,
             accept_unpinned=accept_unpinned,
             accept_unanchored=accept_unanchored,
         ),
     )
+    on_trust = view.on_trust(found)
     if as_json:
-        show_json(wording.to_json(found) | ({"chain": trouble} if trouble else {}))
+        more = {"chain": view.trouble, "on_trust": on_trust}
+        show_json(wording.to_json(found) | {name: said for name, said in more.items() if said})
     else:
-        _print(found, trouble)
+        _print(found, view.trouble, on_trust)
     sys.exit(wording.exit_code(found))
 
 
@@ -163,51 +165,7 @@ def _read(name: str) -> bytes:
         ) from error
 
 
-def _ask_chain(url: str, trust: Trust, data: bytes) -> tuple[tuple[OnChain, ...] | None, str]:
-    """Return what the chain says about the file's tree heads, or why it could not be asked."""
-    from rlhf_audit_trail.ledger.chain.errors import ChainError, WrongChain, WrongContractCode
-    from rlhf_audit_trail.ledger.chain.reader import read_anchored
-
-    signers = [key for key in trust.keys if key.algorithm is Algorithm.ED25519]
-    if not signers or trust.anchor is None:
-        raise click.UsageError("--rpc needs the log's Ed25519 key: pass --key too")
-    answers, trouble = [], ""
-    try:
-        for size, root in _heads(data):
-            said = read_anchored(
-                url,
-                chain_id=trust.anchor.chain_id,
-                contract=trust.anchor.contract,
-                publisher=trust.anchor.publisher,
-                log_id=trust.anchor.log_id or log_id(signers[0]),
-                tree_size=size,
-            )
-            if said is not None and said.root == root and said.state != "finalized":
-                trouble = f"block {said.block_number:,} holds size {size:,}, but is not final yet"
-            elif said is not None:  # final, or a contradiction, which needs no waiting
-                where = (
-                    f"block {said.block_number:,} of chain {trust.anchor.chain_id}, {said.state}"
-                )
-                answers.append(OnChain(said.tree_size, said.root, where))
-    except (WrongChain, WrongContractCode):
-        raise
-    except ChainError as error:
-        return None, error.message
-    return tuple(answers), "" if answers else trouble
-
-
-def _heads(data: bytes) -> list[tuple[int, bytes]]:
-    """Return size and root of a bundle's tree heads; none if it does not parse."""
-    try:
-        bundle = parse_bundle(data)
-        notes = [bundle.tree_head, *(item.tree_head for item in bundle.anchored)]
-        heads = [open_tree_head(note, ()).head for note in notes]
-        return sorted({(head.size, head.root) for head in heads})
-    except ProofError:
-        return []
-
-
-def _print(found: Examination, trouble: str) -> None:
+def _print(found: Examination, trouble: str, on_trust: list[str]) -> None:
     for check in found.checks:
         state = check.state.replace("_", " ")
         say(f"{styled(state, 10)} {wording.STEPS[check.step - 1]:<11} {check.text}")
@@ -217,6 +175,8 @@ def _print(found: Examination, trouble: str) -> None:
     if trouble:
         say(f"{styled('not shown', 10)} {'chain':<11} {trouble}")
     say(f"{styled(wording.verdict(found))}  {_headline(found)}")
+    for sentence in on_trust:
+        say(f"On trust: {sentence}. A header does not name its chain.")
     say(f"Cannot tell you: {CANNOT_TELL}.")
     finding = found.decisive.finding if found.decisive else None
     if finding is not None and finding.next_step:

@@ -2,7 +2,7 @@
 
 Everything is real: the chain is Anvil with the real contract, the training is a real
 policy-gradient run, the verification happens in a process that has neither torch nor web3
-nor a database. Only the annotators are simulated, and the record says so.
+nor a database nor a network. Only the annotators are simulated, and the record says so.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from rlhf_audit_trail.demo.attacks import Attack, Scene, run_attacks
 from rlhf_audit_trail.ledger.chain.anvil import Anvil
 from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings
 from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.confirming import confirm_block
+from rlhf_audit_trail.ledger.chain.evidence import storage_evidence
+from rlhf_audit_trail.ledger.chain.own_evidence import own_reader
 from rlhf_audit_trail.ledger.chain.publishing import Publisher
 from rlhf_audit_trail.ledger.chain.reader import read_anchored
 from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.trusting import chain_trust
 from rlhf_audit_trail.ledger.fsck import Summary, fsck, open_damaged
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger, Log
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.evm.evidence import TrustedBlock
 from rlhf_audit_trail.ledger.proof.verify import OnChain
-from rlhf_audit_trail.ledger.trust import TRUST_SCHEMA
+from rlhf_audit_trail.ledger.trust import TRUST_SCHEMA, AnchorTrust
 
 __all__ = ["DemoFailed", "DemoReport", "tell"]
 
@@ -56,6 +61,7 @@ class DemoReport:
     anchors: list[dict[str, Any]] = field(default_factory=list)
     provenance_valid: bool = False
     bundle: str = ""
+    trusted_block: str = ""
     verified_exit_code: int = -1
     attacks: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
@@ -104,11 +110,13 @@ def tell(directory: Path, *, fast: bool, say: Say) -> DemoReport:
             _anchor(publisher, log, report, say)
             _anchor(publisher, ledger.registry, report, say)
             node.mine(2)  # two blocks later an anchor on this chain is final
-            bundle = _write_bundle(ledger, log, directory, report, say)
+            bundle, block = _write_bundle(ledger, log, directory, report, say)
             _verify_apart(directory, report, say)
+            place = AnchorTrust(block.chain_id, ledger.chain.contract, signer.address)
             scene = Scene(
                 directory=ledger_dir, run=RUN, bundle=bundle, keys=log.verifier_keys,
-                anchored=_ask_chain(ledger, log), signer=signer, workspace=directory,
+                anchored=_ask_chain(ledger, log), chain=chain_trust(place, log.log_id, (block,)),
+                signer=signer, workspace=directory,
             )  # fmt: skip
         _check_store(ledger_dir, say)
         _attack(scene, report, say)
@@ -210,15 +218,31 @@ def _ask_chain(ledger: Ledger, log: Log) -> tuple[OnChain, ...]:
     return tuple(answers)
 
 
-def _write_bundle(ledger: Ledger, log: Log, directory: Path, report: DemoReport, say: Say) -> bytes:
-    """Prove the first annotation, an update and the last checkpoint; open the annotation."""
+def _write_bundle(
+    ledger: Ledger, log: Log, directory: Path, report: DemoReport, say: Say
+) -> tuple[bytes, TrustedBlock]:
+    """Prove the first annotation, an update and the last checkpoint; open the annotation.
+
+    Chain evidence is of one block, whose hash an auditor would take from a source of his own:
+    here it is asked from the node apart, and returned.
+    """
     chosen = [
         [entry.leaf_index for entry in log.entries(kind=kind)][which]
         for kind, which in (
             ("annotation.recorded", 0), ("policy.update", -1), ("checkpoint.saved", -1),
         )
     ]  # fmt: skip
-    data = log.bundle(chosen, opened=["annotator", "reward"], anchored_sizes=log.anchored_sizes())
+    with own_reader(ledger) as reader:
+        evidence, shown = storage_evidence(reader, ledger.chain.publisher, log.log_id)
+        block = confirm_block(
+            reader.rpc, chain_id=reader.chain_id, number=shown.block.number, by="the demo's node"
+        )
+    data = log.bundle(
+        chosen,
+        opened=["annotator", "reward"],
+        anchored_sizes=log.anchored_sizes(),
+        chain=bytes(evidence),
+    )
     (directory / "demo.bundle").write_bytes(data)
     (directory / "demo.vkey").write_text(ledger.key_file(RUN).read_text("utf-8"), "utf-8")
     policy = {
@@ -232,29 +256,40 @@ def _write_bundle(ledger: Ledger, log: Log, directory: Path, report: DemoReport,
     }
     (directory / "demo.trust.json").write_text(json.dumps(policy, indent=2) + "\n", "utf-8")
     report.bundle = str(directory / "demo.bundle")
-    say(f"bundle     {report.bundle}: {len(chosen)} entries, {len(data):,} bytes")
-    return data
+    report.trusted_block = f"{block.chain_id}:{block.number}:0x{block.hash.hex()}"
+    say(
+        f"bundle     {report.bundle}: {len(chosen)} entries, {len(data):,} bytes, of them "
+        f"{len(bytes(evidence)):,} of chain evidence"
+    )
+    say(f"block      {report.trusted_block}, as the node says; an auditor asks one of his own")
+    return data, block
 
 
 def _verify_apart(directory: Path, report: DemoReport, say: Say) -> None:
-    """Verify in a fresh process in which nothing heavy can be imported."""
+    """Verify in a fresh process in which nothing heavy can be imported, and no socket opened.
+
+    It knows the log's keys, who anchors where, and one block's hash.
+    """
     code = (
         "import sys\n"
         f"for name in {HEAVY!r}: sys.modules[name] = None\n"
+        "import socket\n"
+        "socket.socket = socket.create_connection = socket.getaddrinfo = None\n"
         "from rlhf_audit_trail.cli.main import main\n"
         "main()\n"
     )
     command = [sys.executable, "-c", code, "verify", str(directory / "demo.bundle")]
+    command += ["--trust-policy", str(directory / "demo.trust.json")]
     began = time.monotonic()
     done = subprocess.run(
-        [*command, "--key", str(directory / "demo.vkey")],
+        [*command, "--trusted-block-hash", report.trusted_block],
         capture_output=True, text=True, check=False, timeout=_VERIFY_TIMEOUT_S,
     )  # fmt: skip
     report.verified_exit_code = done.returncode
     if done.returncode != 0:
         raise DemoFailed(f"the bundle does not verify:\n{done.stdout}{done.stderr}")
     elapsed_ms = 1000 * (time.monotonic() - began)
-    say(f"verified   in a process without torch, web3 or database, {elapsed_ms:.0f} ms:")
+    say(f"verified   in a process without torch, web3, database or network, {elapsed_ms:.0f} ms:")
     for line in done.stdout.splitlines():
         say(f"             {line}")
 

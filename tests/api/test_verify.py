@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rlhf_audit_trail.ledger import verdict
+from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+from rlhf_audit_trail.ledger.proof.bundle import encode_bundle, parse_bundle
+from rlhf_audit_trail.ledger.proof.evm.evidence import read_block
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.proof.verify import TrustPolicy, examine_bundle
+
+sys.path.append(str(Path(__file__).parents[1] / "vectors"))
+from chain_world import CHAIN_ID, PUBLISHER, World
 
 BUNDLE = "/api/v1/logs/run42/entries/300/bundle"
 
@@ -47,6 +56,68 @@ def test_without_a_pinned_key_nothing_says_by_whom(client, bundle):
 def test_an_anchor_that_is_demanded_cannot_be_shown_here(client, bundle, keys):
     found = verify(client, bundle, keys=keys, need_anchor=True).json()
     assert (found["verdict"], found["exit_code"]) == ("inconclusive", 3)
+
+
+@pytest.fixture
+def evidence(ledger, bundle):
+    """The bundle with evidence of its head on a made-up chain, its anchor, and the block."""
+    artifact, log = load_artifact(), ledger.find("run42")
+    head = log.published(600).head
+    world = World(
+        {log.log_id: (head.size, head.root)},
+        contract=bytes.fromhex(artifact.address[2:]),
+        code_hash=artifact.code_hash,
+    )
+    found = world.evidence(log.log_id)
+    block = read_block(found.header)
+    data = encode_bundle(replace(parse_bundle(bundle.encode()), chain=bytes(found)))
+    anchor = {"chain_id": CHAIN_ID, "publisher": f"0x{PUBLISHER.hex()}"}
+    return data.decode(), anchor, f"{CHAIN_ID}:{block.number}:0x{block.hash.hex()}"
+
+
+def test_chain_evidence_is_judged_as_on_the_command_line(
+    client, ledger, evidence, keys, monkeypatch
+):
+    text, anchor, block = evidence
+    asked = {"keys": keys, "need_anchor": True, "anchor": anchor}
+    assert verify(client, text, **asked).json()["exit_code"] == 3, "nobody confirmed the block"
+    found = verify(client, text, **asked, trusted_blocks=[block]).json()
+    states = {check["id"]: check["state"] for check in found["checks"]}
+    assert (found["exit_code"], states["anchor"]) == (0, "passed")
+    assert found["on_trust"][0].endswith("the caller gave its hash")
+    wrong = block[:-1] + ("0" if block[-1] != "0" else "1")
+    found = verify(client, text, **asked, trusted_blocks=[wrong]).json()
+    assert (found["exit_code"], found["integrity"]) == (1, "failed")
+    other = asked | {"anchor": anchor | {"publisher": "0x" + "11" * 20}}
+    assert verify(client, text, **other, trusted_blocks=[block]).json()["exit_code"] == 1
+    (ledger.directory / "blocks.txt").write_text(f"# told by the operator\n{block}\n")
+    monkeypatch.setattr(ledger, "chain", replace(ledger.chain, trusted_headers="blocks.txt"))
+    found = verify(client, text, **asked).json()
+    assert (found["exit_code"], "this service was told its hash" in found["on_trust"][0]) == (
+        0,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("trust", "words"),
+    [
+        ({"trusted_blocks": ["1:2:0x" + "00" * 32]}, "without trust_policy.anchor"),
+        ({"anchor": {"chain_id": 1, "publisher": "0x" + "11" * 20}}, "Ed25519 key"),
+        ({"anchor": {"chain_id": 1, "publisher": "0x11", "log_id": "22" * 32}}, "is no address"),
+        (
+            {
+                "anchor": {"chain_id": 1, "publisher": "0x" + "11" * 20, "log_id": "22" * 32},
+                "trusted_blocks": ["1:2"],
+            },
+            "names no block",
+        ),
+    ],
+)
+def test_a_chain_that_cannot_be_trusted_is_the_callers_mistake(client, bundle, trust, words):
+    answer = verify(client, bundle, **trust)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_trust")
+    assert words in answer.json()["detail"]
 
 
 def test_another_logs_key_contradicts(client, bundle):

@@ -166,7 +166,7 @@ def test_the_wrong_chain_is_named(reader):
     with pytest.raises(WrongChain, match="chain 31337, not the pinned chain 1"):
         AnchorReader(reader.rpc, chain_id=1, contract=reader.contract).check()
     with pytest.raises(WrongChain):
-        deploy(reader.rpc, None, chain_id=1)
+        deploy(reader.rpc, KeySigner(bytes(31) + b"\1"), chain_id=1)
 
 
 def test_an_address_without_code_is_named(reader, publisher, log):

@@ -58,6 +58,11 @@ class Desk:
             log = ledger.open_run(RUN)
             log.record_many(event(number) for number in range(count))
 
+    def publish(self) -> int:
+        with Ledger.open(self.directory) as ledger:
+            ledger.registry.publish()
+            return ledger.find(RUN).publish().head.size
+
     def anchor(self) -> None:
         with Ledger.open(self.directory) as ledger, _publisher(ledger, self.key) as publisher:
             for log in (ledger.find(RUN), ledger.registry):
@@ -144,6 +149,74 @@ def test_the_way_out_leads_out(desk: Desk) -> None:
     assert done.returncode == 0, done.stderr
     assert sizes(desk.directory)[RUN] == (41, [30, 40, 41])
     assert list((desk.directory / "alarms").iterdir()) == []
+    assert desk.run("fsck").returncode == 0
+
+
+@pytest.fixture
+def behind(desk: Desk) -> Desk:
+    """An old backup of 30 entries; 40 were anchored, 45 signed and exported after that."""
+    desk.record(30)
+    desk.anchor()
+    back_up(desk.directory, desk.folder / "old.db")
+    desk.record(5)
+    assert desk.publish() == 35
+    assert desk.run("export", "--all", "shorter").returncode == 0
+    desk.record(5)
+    desk.anchor()
+    desk.record(5)
+    assert desk.publish() == 45
+    assert desk.run("export", "--all", "longer").returncode == 0
+    put_back(desk.folder / "old.db", desk.directory)
+    return desk
+
+
+def test_an_anchored_head_that_no_copy_has_is_passed_by_the_newer_one(behind: Desk) -> None:
+    """The copy has the tree head of 45 entries only; that of 40 stands nowhere but on chain."""
+    assert behind.run("anchor", RUN).returncode == 1
+    done = behind.run("import", "longer")
+    assert done.returncode == 0, done.stderr
+    assert sizes(behind.directory)[RUN] == (45, [30, 45])
+    assert behind.run("status").returncode == 0
+    behind.record(3)
+    done = behind.run("anchor")
+    assert done.returncode == 0, done.stderr
+    with Ledger.open(behind.directory) as ledger:
+        log = ledger.find(RUN)
+        assert log.anchored_sizes() == [30, 48]
+        assert {x.state for x in log.compare().answers} == {State.AGREES}
+    assert behind.run("fsck").returncode == 0
+
+
+def test_a_copy_that_ends_before_the_anchored_head_is_not_enough(behind: Desk) -> None:
+    done = behind.run("import", "shorter")
+    assert done.returncode == 0, done.stderr
+    assert sizes(behind.directory)[RUN] == (35, [30, 35])
+    done = behind.run("anchor", RUN)
+    assert done.returncode == 1
+    assert "holds a tree of 40 that was anchored" in done.stderr
+    assert "rlhf-audit import SOURCE" in done.stderr
+    assert behind.run("import", "longer").returncode == 0
+    assert behind.run("anchor").returncode == 0
+    assert behind.run("fsck").returncode == 0
+
+
+def test_tree_heads_lost_while_the_entries_are_there_are_no_rollback(desk: Desk) -> None:
+    """The contract is ahead of every stored head, and not of the entries: it is one history."""
+    desk.record(30)
+    desk.anchor()
+    desk.record(10)
+    desk.anchor()
+    damage(
+        desk.directory,
+        "DELETE FROM tree_head WHERE log_number = 2 AND tree_size = 40",
+        "DELETE FROM anchor WHERE log_number = 2 AND tree_size = 40",
+    )
+    assert desk.run("status").returncode == 0
+    desk.record(2)
+    done = desk.run("anchor")
+    assert done.returncode == 0, done.stderr
+    with Ledger.open(desk.directory) as ledger:
+        assert ledger.find(RUN).anchored_sizes() == [30, 42]
     assert desk.run("fsck").returncode == 0
 
 

@@ -66,6 +66,16 @@ def test_signatures_have_low_s():
         assert 0 < signature.s <= HALF_ORDER
 
 
+def test_signatures_are_those_of_eth_account():
+    rng = random.Random(6979)
+    for _ in range(40):
+        key, digest = rng.randbytes(32), rng.randbytes(32)
+        signer, account = KeySigner(key), Account.from_key(key)
+        for each in (digest, bytes(32), b"\xff" * 32):  # the last one is above the group's order
+            found, expected = signer.sign_digest(each), account.unsafe_sign_hash(each)
+            assert (found.y_parity + 27, found.r, found.s) == (expected.v, expected.r, expected.s)
+
+
 def test_a_key_from_the_environment():
     expected = Account.from_key(KEY).address
     for text in (KEY.hex(), f"0x{KEY.hex()}", f" {KEY.hex().upper()}\n"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_audit_trail.ledger.chain.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.rpc import RpcClient
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TIMEOUT_S = 120
@@ -90,6 +91,9 @@ def test_anchor_prove_and_ask_the_chain(desk: Desk) -> None:
         | {"openings": "not_asked"},
     )
     code, states = desk.verify(*asked, desk.chain.accounts[3].address)
+    assert (code, states["anchor"]) == (1, "failed"), "the file's evidence is of this publisher"
+    desk.ok("prove", "run-42", "7", "--ledger", "audit", "--chain", "none")
+    code, states = desk.verify(*asked, desk.chain.accounts[3].address)
     assert (code, states["anchor"]) == (3, "not_shown"), "another publisher anchored nothing"
     assert "sound" in desk.ok("fsck", "--ledger", "audit")
 
@@ -130,3 +134,50 @@ def test_a_ledger_without_chain_settings_says_what_to_set(desk: Desk) -> None:
     done = desk.run("anchor", "--ledger", "audit")
     assert done.returncode == 2
     assert "set rpc_url and chain_id below [chain]" in done.stderr
+
+
+def test_a_dry_run_signs_stores_and_sends_nothing(desk: Desk) -> None:
+    desk.configure()
+    desk.ok("anchor", "--deploy", "--ledger", "audit")
+    desk.record(20)
+    before = desk.ok("status", "--ledger", "audit", "--json")
+    plan = json.loads(desk.ok("anchor", "--dry-run", "--ledger", "audit", "--json"))
+    assert desk.ok("status", "--ledger", "audit", "--json") == before
+    (planned,) = plan["transactions"]
+    assert [log["tree_size"] for log in planned["logs"]] == [320]
+    assert 40_000 < planned["gas"] < planned["gas_limit"] < 100_000
+    assert "nothing was signed, stored or sent" in desk.ok(
+        "anchor", "--dry-run", "--ledger", "audit"
+    )
+
+
+def test_costs_are_those_of_the_receipts(desk: Desk) -> None:
+    desk.configure()
+    desk.ok("anchor", "--deploy", "--ledger", "audit")
+    costs = json.loads(desk.ok("anchor", "--costs", "--ledger", "audit", "--json"))
+    (anchor,) = costs["anchors"]
+    assert anchor["logs"] == 2, "both logs in one transaction"
+    with RpcClient(desk.chain.url) as rpc:
+        receipt = rpc.call("eth_getTransactionReceipt", anchor["tx_hash"])
+    gas, price = int(receipt["gasUsed"], 16), int(receipt["effectiveGasPrice"], 16)
+    assert (anchor["gas_used"], anchor["gas_price_wei"]) == (gas, price)
+    assert costs["total_ether"] == gas * price / 10**18
+    assert list(costs["ether_by_day"].values()) == [costs["total_ether"]]
+    assert costs["anchors_left"] > 1000
+    assert "more anchors" in desk.ok("anchor", "--costs", "--ledger", "audit")
+
+
+def test_who_is_about_to_run_dry_is_warned(desk: Desk) -> None:
+    desk.configure()
+    with (desk.folder / "audit" / "rlhf-audit.toml").open("a") as file:
+        file.write("[anchor]\nwarn_below_anchors = 1000000000\n")
+    shown = desk.ok("anchor", "--deploy", "--ledger", "audit")
+    assert "more anchors\nnext: send ether to that account" in shown
+
+
+def test_there_must_be_something_to_follow(desk: Desk) -> None:
+    desk.configure()
+    done = desk.run("anchor", "--follow", "--ledger", "audit")
+    assert done.returncode == 2
+    assert "set every_entries, every_s, at_checkpoints or at_run_end" in done.stderr
+    assert desk.run("anchor", "run-42", "--costs", "--ledger", "audit").returncode == 2

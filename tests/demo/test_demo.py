@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 def check(report: dict) -> None:
     assert report["passed"] is True
-    assert len(report["attacks"]) >= 9
+    assert len(report["attacks"]) == 15
     assert all(attack["by"] for attack in report["attacks"])
     recorded = report["training"]["on_record"]
     assert recorded["reward_end"] >= 2 * recorded["reward_start"] > 0
@@ -69,11 +70,15 @@ def test_the_fast_demo_needs_no_torch(tmp_path: Path) -> None:
         cwd=PROJECT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "14 of 14 attacks caught" in done.stdout
+    assert "15 of 15 attacks caught" in done.stdout
+    (block,) = re.findall(r"--trusted-block-hash (\S+)", done.stdout)
+    assert block.startswith("31337:")
+    assert "without torch, web3, database or network" in done.stdout
+    assert re.search(r"passed +anchor +the head of size", done.stdout), done.stdout
 
 
 def test_what_is_kept_can_be_checked_later(fast: tuple[Path, dict]) -> None:
-    directory, _ = fast
+    directory, report = fast
     bundle, key = str(directory / "demo.bundle"), str(directory / "demo.vkey")
     assert run("verify", bundle, "--key", key).returncode == 0
     assert run("verify", bundle).returncode == 3
@@ -81,6 +86,13 @@ def test_what_is_kept_can_be_checked_later(fast: tuple[Path, dict]) -> None:
     policy = str(directory / "demo.trust.json")
     assert run("verify", bundle, "--trust-policy", policy).returncode == 3, "it demands an anchor"
     assert run("verify", bundle, "--trust-policy", policy, "--accept-unanchored").returncode == 0
+    block = report["trusted_block"]
+    trusting = ("verify", bundle, "--trust-policy", policy, "--trusted-block-hash")
+    done = run(*trusting, block)
+    assert done.returncode == 0, done.stdout
+    assert "anchored at" in done.stdout, "since when"
+    wrong = block[:-1] + ("0" if block[-1] != "0" else "1")
+    assert run(*trusting, wrong).returncode == 1
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from rlhf_audit_trail.cli.main import main
+from rlhf_audit_trail.ledger.chain.anvil import Anvil
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.settings import LEDGER_TABLES, read_tables
+from tests.chain_fixtures import FREE_PORT
 
 TEXT = (Path(__file__).parents[2] / "ledger/OPERATING.md").read_text("utf-8")
 
@@ -63,6 +67,44 @@ def test_copies_bring_back_what_was_lost() -> None:
     run("After a loss")
     with Ledger.open("audit") as ledger:
         assert ledger.find("run42").size == 300
+
+
+def test_a_training_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = "A training on another machine"
+    add, serve = (shlex.split(x[2:])[1:] for x in blocks("console", section)[0].splitlines())
+    done = CliRunner().invoke(main, add)
+    assert done.exit_code == 0, done.output
+    (token,) = re.findall(r"rlhfw_\S+", done.output)
+    monkeypatch.setenv("RLHF_AUDIT_WRITER_TOKEN", token)
+    command = [sys.executable, "-m", "rlhf_audit_trail.cli", *serve[:-1], "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stderr is not None
+            (address,) = re.findall(r"http://\S+:\d+", service.stderr.readline())[:1]
+            (code,) = blocks("python", section)
+            trained: list[int] = []
+            exec(  # noqa: S102 - the page's own code
+                code.replace("https://audit.acme.example", address),
+                {"train": lambda: trained.append(1)},
+            )
+        finally:
+            service.kill()
+    assert trained
+    with Ledger.open("audit") as ledger:
+        log = ledger.find("run43")
+        assert [x.event["kind"] for x in log.entries()][-1] == "run.finished"
+        assert log.published() is not None
+
+
+@pytest.mark.chain
+def test_anchoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Anvil(FREE_PORT) as chain:
+        monkeypatch.setenv("RLHF_AUDIT_PUBLISHER_KEY", chain.accounts[0].key.hex())
+        with Path("audit/rlhf-audit.toml").open("a") as file:
+            file.write(f'[chain]\nrpc_url = "{chain.url}"\nchain_id = 31337\n')
+        run("Anchoring")
+    with Ledger.open("audit") as ledger:
+        assert ledger.find("run42").anchored_sizes() == [300]
 
 
 def test_new_keys_and_an_old_run() -> None:

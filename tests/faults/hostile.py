@@ -7,7 +7,9 @@ more so when the pieces put in are those the format itself is made of.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from rlhf_audit_trail.ledger.proof.bundle import (
     encode_bundle,
 )
 from rlhf_audit_trail.ledger.proof.commitment import Opening, commit
+from rlhf_audit_trail.ledger.proof.evm.evidence import ChainTrust
 from rlhf_audit_trail.ledger.proof.merkle import (
     consistency_proof,
     inclusion_proof,
@@ -95,6 +98,23 @@ def _bundle():
     return Bundle(tuple(map(str, KEYS.verifier_keys)), note(9), entries, anchored)
 
 
+def _chain_evidence():
+    """Storage and receipt of the vectors' made-up chain."""
+    sys.path.append(str(Path(__file__).parents[1] / "vectors"))
+    from chain_world import World, event
+
+    log_id, root = bytes(range(32)), bytes(range(1, 33))
+    world = World({log_id: (9, root)})
+    storage = world.evidence(log_id)
+    receipt = world.receipt_evidence(log_id, [event(log_id, 9, root)])
+    trust = ChainTrust(
+        storage.chain_id, world.contract, world.publisher, log_id, world.code_hash,
+        address_binds_code=True,
+    )  # fmt: skip
+    return [bytes(storage), bytes(receipt)], trust
+
+
+CHAIN_EVIDENCE, CHAIN_TRUST = _chain_evidence()
 POLICY = _policy()
 NOTES = [note(9).encode(), note(9, *COSIGNERS).encode()]
 SAMPLES = {
@@ -115,6 +135,7 @@ SAMPLES = {
     ],
     "growth receipt": [consistency_receipt(KEYS, 4, head(9), consistency_proof(4, 9, _node))],
     "bundle": [encode_bundle(_bundle())],
+    "chain evidence": CHAIN_EVIDENCE,
     "entry": ENTRIES[:1],
     "trust": [
         json.dumps({"schema": TRUST_SCHEMA, "keys": list(map(str, KEYS.verifier_keys))}).encode()

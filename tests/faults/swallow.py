@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -17,6 +18,11 @@ from rlhf_audit_trail.ledger.cose import verify_inclusion_receipt
 from rlhf_audit_trail.ledger.monitor import Monitor
 from rlhf_audit_trail.ledger.proof.bundle import MAX_BUNDLE_BYTES
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.evm.evidence import (
+    MAX_CHAIN_BYTES,
+    ChainEvidence,
+    verify_evidence,
+)
 from rlhf_audit_trail.ledger.proof.note import MAX_NOTE_BYTES
 from rlhf_audit_trail.ledger.proof.verify import TrustPolicy, examine_bundle
 from rlhf_audit_trail.ledger.public_log import PublicLog
@@ -64,6 +70,22 @@ def bundles():
     at = sample.index(b'{"index":5')
     end = sample.index(b'],"anchored"')
     yield fill(sample[at:end] + b",", 9_000 * (end - at + 1), sample[:at], sample[at:])
+
+
+def evidence():
+    """As large and as deep as may be: lists in lists, a branch in a branch, one huge value."""
+    yield fill(b"\xc1", MAX_CHAIN_BYTES)
+    yield fill(b"\xc0", MAX_CHAIN_BYTES, b"\xfa\x01\xff\xfc")
+    yield fill(b"\x80", MAX_CHAIN_BYTES, b"\xfa\x01\xff\xfc")
+    yield fill(b"\xf9\xff\xff", MAX_CHAIN_BYTES)
+    where = ChainEvidence.parse(hostile.CHAIN_EVIDENCE[0])
+    branch = [b""] * 17
+    for _ in range(60):
+        branch = [*[bytes(32)] * 15, branch, b""]
+    value = [b"\x20" + bytes(32), bytes(130_000)]
+    for trie in (branch, value, [b"\x11", branch]):
+        yield bytes(replace(where, storage=trie))
+        yield bytes(replace(where, account=trie, storage=b""))
 
 
 def policies():
@@ -118,6 +140,10 @@ def readers():
     yield notes, judged
     yield proofs, lambda x: verify_tlog_proof(x, hostile.ENTRIES[5], hostile.POLICY, pinned=KEYS)
     yield bundles, lambda x: examine_bundle(x, TrustPolicy(keys=KEYS))
+    yield (
+        evidence,
+        lambda x: verify_evidence(ChainEvidence.parse(x), hostile.CHAIN_TRUST),
+    )
     yield policies, lambda x: parse_policy(x).is_met_by(())
     yield requests, parse_request
     yield requests, parse_reply

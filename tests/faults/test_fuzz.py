@@ -27,6 +27,7 @@ from rlhf_audit_trail.ledger.cosignature import (
 from rlhf_audit_trail.ledger.monitor import Monitor
 from rlhf_audit_trail.ledger.proof.bundle import parse_bundle, parse_json
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.proof.evm.evidence import ChainEvidence, verify_evidence
 from rlhf_audit_trail.ledger.proof.note import VerifierKey, parse_note
 from rlhf_audit_trail.ledger.proof.tree_head import open_tree_head, parse_tree_head
 from rlhf_audit_trail.ledger.proof.verify import TrustPolicy, examine_bundle, verify_bundle
@@ -100,6 +101,10 @@ READERS = {
     "bundle": (("bundle",), parse_bundle),
     "bundle examined": (("bundle",), lambda x: examine_bundle(x, TRUST)),
     "bundle verified": (("bundle",), lambda x: verify_bundle(x, TRUST)),
+    "chain evidence": (
+        ("chain evidence",),
+        lambda x: verify_evidence(ChainEvidence.parse(x), hostile.CHAIN_TRUST),
+    ),
     "entry": (("entry",), parse_json),
     "trust policy": (("trust",), parse_trust),
 }

@@ -27,7 +27,7 @@ def main(directory, run_id, total, group):
             receipts = log.record_many(event(done + x) for x in range(group))
             for receipt in receipts:
                 index = receipt.result()
-                data = receipt.ticket.items.encoded[receipt.position].data
+                data = receipt.ticket.items.encoded.data[receipt.position]
                 sys.stdout.write(f"{index} {hashlib.sha256(data).hexdigest()}\n")
             sys.stdout.flush()
             done += group

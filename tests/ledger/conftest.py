@@ -17,6 +17,8 @@ from rlhf_audit_trail.ledger.fsck import Summary, fsck, open_damaged
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.store.database import writing
 from rlhf_audit_trail.ledger.store.models import AnchorRow
+from rlhf_audit_trail.ledger.tokens import WriterTokens
+from tests.ledger.anchoring import anchor_rows
 
 
 def _annotation(number: int) -> Event:
@@ -43,22 +45,26 @@ def ledger(directory: Path) -> Iterator[Ledger]:
 
 @pytest.fixture(scope="session")
 def _sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs, one closed; heads at 100, 300 and 600; a ragged edge; blobs; an anchor."""
+    """Two runs, one closed; heads at 100, 300 and 600; a ragged edge; blobs; anchors; tokens."""
     directory = tmp_path_factory.mktemp("sound") / "ledger"
     with Ledger.create(directory, organisation="acme.example") as ledger:
         log = ledger.open_run("run42")
         for begin, end in ((0, 100), (100, 300), (300, 600)):
             log.record_many(_annotation(number) for number in range(begin, end))
-            head = log.publish().head
-        anchor = {"log_number": log.number, "tree_size": 600, "root": head.root, "chain_id": 1}
-        anchor |= {"contract": "0x", "publisher": "0x", "nonce": 0, "tx_hash": b"t", "raw_tx": b""}
-        anchor |= {"state": "mined", "created_at": "", "reason": ""}
-        with writing(ledger.engine) as connection:
-            connection.execute(AnchorRow.__table__.insert(), anchor)
+            log.publish()
         ended = ledger.open_run("ended")
         ended.record_many(_annotation(number) for number in range(3))
         ended.close()
+        tokens = WriterTokens(ledger)
+        for writer in ("gpu-1", "gpu-2"):
+            token = tokens.authenticate(tokens.grant(writer, "run42"))
+            tokens.admit(token, log, writer[-1] * 32)
+        tokens.revoke("gpu-2")
         ledger.registry.publish()
+        rows = [*anchor_rows(log, ended, nonce=3), *anchor_rows(log, nonce=4, state="pending")]
+        with writing(ledger.engine) as connection:
+            for row in rows:
+                connection.execute(AnchorRow.__table__.insert(), row)
         ledger.blobs.put(b"small")
         ledger.blobs.put(b"large" * 20_000)
     return directory

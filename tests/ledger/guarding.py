@@ -12,6 +12,7 @@ from pathlib import Path
 from rlhf_audit_trail.ledger.cosignature import Cosigner
 from rlhf_audit_trail.ledger.keys import LogKeys
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger
+from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.tlog_policy import PolicyWitness, TlogPolicy, format_policy
 
 COSIGNER = Cosigner.derive(b"\x05" * 32, "witness.example/w1")  # as serve_witness.py has it
@@ -26,13 +27,26 @@ class WitnessProcess:
     def __init__(self, ledger: Ledger, database: Path) -> None:
         origins = [f"{ledger.settings.organisation}/rlhf/{name}" for name in ("registry", RUN)]
         keys = [key for x in origins for key in LogKeys.derive(ledger.secret, x).verifier_keys]
-        self._arguments = [str(database), " ".join(map(str, keys)), "never"]
+        self._database, self._keys = str(database), list(map(str, keys))
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, str(_SERVE), *self._arguments]
+        command = [sys.executable, str(_SERVE), self._database, " ".join(self._keys), "never"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{self._process.stdout.readline().strip()}"
+
+    def trust(self, ledger: Ledger) -> None:
+        """Start again with the keys of all generations, as an operator tells his witnesses."""
+        runs = [key.name.rpartition("/")[2] for key in map(VerifierKey.parse, self._keys[::2])]
+        newest = ledger.registry.key_ring.ring.seen().generation
+        self._keys = [
+            str(key)
+            for run in dict.fromkeys(runs)
+            for generation in range(1, newest + 1)
+            for key in ledger.key_ring.derive(generation, run).verifier_keys
+        ]
+        self.kill()
+        self.start()
 
     def kill(self) -> None:
         """End it as a crash does; what it has stored is there again after `start`."""

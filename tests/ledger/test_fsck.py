@@ -43,9 +43,9 @@ def edit(data, old, new):
 def test_a_sound_ledger_has_no_finding_and_everything_was_looked_at(damaged, examine):
     found, summary = examine(damaged)
     assert found == set()
-    assert (summary.logs, summary.entries, summary.vault_rows) == (3, 604 + 3, 603)
+    assert (summary.logs, summary.entries, summary.vault_rows) == (3, 604 + 6, 603)
     assert (summary.hash_tiles, summary.tree_heads) == (2, 3 + 1 + 1)
-    assert (summary.blobs, summary.anchors, summary.erased) == (2, 1, 0)
+    assert (summary.blobs, summary.anchors, summary.erased) == (2, 3, 0)
 
 
 def test_an_open_ledger_can_be_checked_while_it_is_appended_to(ledger, annotation):
@@ -221,15 +221,75 @@ DAMAGE = {
     ),
     "a run's log row deleted": (
         ["DELETE FROM log WHERE run_id = 'ended'"],
-        {("registry", "registry", "index 2"), *(("", "log", f"table {name}") for name in ("entry", "tree_head", "vault"))},
+        {("registry", "registry", "index 2"), ("", "anchor", "row 2"), *(("", "log", f"table {name}") for name in ("entry", "tree_head", "vault"))},
     ),
     "an anchor's root": (
-        ["UPDATE anchor SET root = flip(root)"],
+        ["UPDATE anchor SET root = flip(root) WHERE id = 1"],
         {("", "anchor", "row 1")},
     ),
     "an anchor of a size that was never signed": (
-        ["UPDATE anchor SET tree_size = 599"],
+        ["UPDATE anchor SET tree_size = 599 WHERE id = 1"],
         {("", "anchor", "row 1")},
+    ),
+    "an anchor of another signed head than its transaction's": (
+        ["UPDATE anchor SET tree_size = 300, root = (SELECT root FROM tree_head WHERE tree_size = 300) WHERE id = 1"],
+        {("", "anchor", "row 1")},
+    ),
+    "an anchor's transaction exchanged for another one of ours": (
+        ["UPDATE anchor SET (raw_tx, tx_hash) = (SELECT raw_tx, tx_hash FROM anchor WHERE id = 3) WHERE id = 2"],
+        {("", "anchor", "row 2")},
+    ),
+    "an anchor's transaction deleted": (
+        ["UPDATE anchor SET raw_tx = x'' WHERE id = 1"],
+        {("", "anchor", "row 1"), ("", "anchor", "row 2")},
+    ),
+    "an anchor said to be in a block that nobody knows": (
+        ["UPDATE anchor SET state = 'finalized' WHERE id = 3"],
+        {("", "anchor", "row 3")},
+    ),
+    "an anchor that is not in its block any more": (
+        ["UPDATE anchor SET state = 'pending' WHERE id = 1"],
+        {("", "anchor", "row 1")},
+    ),
+    "a token that was never granted": (
+        ["INSERT INTO writer_token SELECT 'thief', run_id, zeroblob(32), created_at, granted_index, '', NULL FROM writer_token WHERE writer = 'gpu-1'"],
+        {("", "writer_token", "'thief'")},
+    ),
+    "a token exchanged for another": (
+        ["UPDATE writer_token SET token_digest = zeroblob(32) WHERE writer = 'gpu-1'"],
+        {("", "writer_token", "'gpu-1'")},
+    ),
+    "a token for every run, granted for one": (
+        ["UPDATE writer_token SET run_id = '' WHERE writer = 'gpu-1'"],
+        {("", "writer_token", "'gpu-1'")},
+    ),
+    "a revoked token in force": (
+        ["UPDATE writer_token SET revoked_at = '' WHERE writer = 'gpu-2'"],
+        {("", "writer_token", "'gpu-2'")},
+    ),
+    "a revoked token in force, as if it had never been revoked": (
+        ["UPDATE writer_token SET revoked_at = '', revoked_index = NULL WHERE writer = 'gpu-2'"],
+        {("", "writer_token", "'gpu-2'")},
+    ),
+    "a token revoked by another's revocation": (
+        ["UPDATE writer_token SET revoked_at = created_at, revoked_index = 6 WHERE writer = 'gpu-1'"],
+        {("", "writer_token", "'gpu-1'")},
+    ),
+    "a token deleted": (
+        ["DELETE FROM remote_writer WHERE writer = 'gpu-1'", "DELETE FROM writer_token WHERE writer = 'gpu-1'"],
+        {("", "writer_token", "'gpu-1'")},
+    ),
+    "a process that no token admitted": (
+        ["UPDATE remote_writer SET writer = 'nobody' WHERE writer = 'gpu-1'"],
+        {("run42", "remote_writer", repr("1" * 32))},
+    ),
+    "a process in a run that its token is not for": (
+        ["UPDATE remote_writer SET log_number = 3 WHERE writer = 'gpu-1'"],
+        {("ended", "remote_writer", repr("1" * 32))},
+    ),
+    "a process that was there before its token": (
+        ["UPDATE remote_writer SET first_seen_at = '2020-01-01T00:00:00.000000Z' WHERE writer = 'gpu-1'"],
+        {("run42", "remote_writer", repr("1" * 32))},
     ),
     "the ledger's own row": (
         ["UPDATE ledger SET organisation = 'other.example'"],
@@ -312,7 +372,7 @@ def test_the_key_database_gone(damaged, examine):
     (damaged / "vault-keys.db").unlink()
     found, summary = examine(damaged)
     assert found == {("", "vault", "vault-keys.db")}
-    assert summary.entries == 607
+    assert summary.entries == 610
     assert not (damaged / "vault-keys.db").exists()
 
 

@@ -79,7 +79,13 @@ COLUMNS = [
     Column("blob", "data", "blob", "digest", str, "data IS NOT NULL"),
     Column("blob", "size_bytes", "blob", "digest", str, "1"),
     *(Column("anchor", column, "anchor", "id", lambda x: f"row {x}", "1")
-      for column in ("root", "tree_size", "log_number")),
+      for column in ("root", "tree_size", "log_number", "chain_id", "contract", "publisher",
+                     "nonce", "tx_hash", "max_fee_wei", "tip_wei", "state")),
+    Column("anchor", "raw_tx", "anchor", "id", lambda x: f"row {x}", "length(raw_tx) > 0"),
+    *(Column("writer_token", column, "writer_token", "writer", repr, "1")
+      for column in ("run_id", "token_digest", "granted_index")),
+    Column("writer_token", "revoked_index", "writer_token", "writer", repr, "revoked_index > 0"),
+    Column("remote_writer", "writer", "remote_writer", "writer_id", repr, "1"),
 ]  # fmt: skip
 
 

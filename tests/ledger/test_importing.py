@@ -27,9 +27,11 @@ from rlhf_audit_trail.ledger.mirror import SourceContradiction
 from rlhf_audit_trail.ledger.proof.errors import BadSignature, Inconsistent
 from rlhf_audit_trail.ledger.public_log import NotServed
 from rlhf_audit_trail.ledger.reading import Forked, RolledBack
+from rlhf_audit_trail.ledger.refusals import BadToken
 from rlhf_audit_trail.ledger.restoring import StoreMoved
 from rlhf_audit_trail.ledger.rotation import retire, rotate
 from rlhf_audit_trail.ledger.store.errors import StoreError
+from rlhf_audit_trail.ledger.tokens import WriterTokens
 from rlhf_audit_trail.ledger.vault_backup import BackupUnreadable
 
 CHILD = Path(__file__).parent / "run_until_killed.py"
@@ -128,6 +130,39 @@ def test_a_backup_that_is_behind_is_brought_up_to_date(
         assert log.openings(300) == []
         grow(log, annotation, 1_001)
     assert examine(rolled_back)[0] == set()
+
+
+def test_writer_tokens_come_back_as_the_registry_log_tells(
+    ledger, directory, annotation, copies, examine, tmp_path
+):
+    grow(ledger.open_run("run42"), annotation, 3)
+    tokens = WriterTokens(ledger)
+    given = {"early": tokens.grant("early", "run42"), "ended": tokens.grant("ended")}
+    shutil.copytree(directory, tmp_path / "backup")
+    given |= {"late": tokens.grant("late", "run42"), "short": tokens.grant("short")}
+    for name in ("ended", "short"):
+        tokens.revoke(name)
+    known = tokens.tokens()
+    export_all(ledger, copies)
+    ledger.close()
+    for target in (tmp_path / "backup", tmp_path / "lost"):
+        if target.name == "lost":
+            target.mkdir()
+            for name in ("rlhf-audit.toml", "operator.key"):
+                shutil.copy(directory / name, target)
+        for _ in range(2):
+            import_copies(target, str(copies))
+        assert examine(target)[0] == set()
+        with Ledger.open(target) as again:
+            restored = WriterTokens(again)
+            facts = [(x.writer, x.run_id, x.digest, bool(x.revoked_at)) for x in known]
+            found = [(x.writer, x.run_id, x.digest, bool(x.revoked_at)) for x in restored.tokens()]
+            assert found == facts
+            assert restored.authenticate(given["early"]).writer == "early"
+            assert restored.authenticate(given["late"]).run_id == "run42"
+            for name in ("ended", "short"):
+                with pytest.raises(BadToken, match="revoked"):
+                    restored.authenticate(given[name])
 
 
 def test_again_there_is_nothing_to_do(rolled_back, copies, examine):

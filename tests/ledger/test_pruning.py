@@ -185,6 +185,46 @@ def test_gaps_stay_since_they_explain_missing_numbers(
     assert examine(directory)[0] == set()
 
 
+# --- the disk's room ---------------------------------------------------------------------------
+
+
+def on_disk(directory):
+    return sum(x.stat().st_size for x in directory.glob("ledger.db*") if x.name[-3:] != "shm")
+
+
+def test_the_room_of_what_went_is_free_again_and_the_ledger_goes_on(
+    ledger, directory, annotation, archive, examine
+):
+    other = ledger.open_run("other")
+    log = ledger.open_run("run42")
+    log.record_many(annotation(number) for number in range(10_000))
+    log.close()
+    kept = prune(ledger, "run42", archive, POLICY, is_compacting=False)
+    assert (kept.freed_bytes, kept.not_freed) == (0, "it was not asked for")
+    before = on_disk(directory)
+    done = prune(ledger, "run42", archive, POLICY)
+    assert (done.entries, done.not_freed) == (0, "")
+    assert done.freed_bytes == before - on_disk(directory) > 1_000_000
+    receipts = other.record_many(annotation(number) for number in range(5))
+    assert [receipt.result() for receipt in receipts] == list(range(5))
+    assert examine(directory)[0] == set()
+
+
+@pytest.mark.usefixtures("log")
+def test_while_somebody_else_has_the_ledger_open_he_is_not_made_to_wait(
+    ledger, directory, annotation, archive, examine
+):
+    with Ledger.open(directory) as other:
+        busy = other.open_run("busy")
+        receipts = busy.record_many(annotation(number) for number in range(2_000))
+        done = prune(ledger, "run42", archive, POLICY)
+        assert (done.entries, done.freed_bytes) == (SIZE, 0)
+        assert done.not_freed == "somebody else has the ledger open"
+        assert [receipt.result() for receipt in receipts] == list(range(2_000))
+    assert prune(ledger, "run42", archive, POLICY).not_freed == ""
+    assert examine(directory)[0] == set()
+
+
 # --- what may not go ---------------------------------------------------------------------------
 
 

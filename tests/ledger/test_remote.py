@@ -33,6 +33,7 @@ from rlhf_audit_trail.ledger.refusals import (
     SequenceGap,
 )
 from rlhf_audit_trail.ledger.remote import RemoteLog
+from rlhf_audit_trail.ledger.remote_parts import first_of, parts_of
 from rlhf_audit_trail.ledger.tokens import WriterTokens
 from rlhf_audit_trail.ledger.web import BadAddress
 from rlhf_audit_trail.ledger.writer import AppendFailed, Overloaded, Ticket, WriterClosed
@@ -105,19 +106,17 @@ def test_it_records_what_a_local_log_would(ledger, url, token, annotation):
 
 
 def test_requests_hold_what_the_service_takes_and_of_one_time_only():
-    assert list(map(len, remote._parts([b"x"] * 2_500, "now"))) == [1_000, 1_000, 500]
-    assert list(map(len, remote._parts([b"x" * 600_000] * 3, "now"))) == [1, 1, 1]
-    assert list(map(len, remote._parts([b"x", b"x" * 5_000_000, b"x"], "now"))) == [1, 1, 1]
-    assert remote._parts([], "now") == []
+    assert list(map(len, parts_of([b"x"] * 2_500, "now"))) == [1_000, 1_000, 500]
+    assert list(map(len, parts_of([b"x" * 600_000] * 3, "now"))) == [1, 1, 1]
+    assert list(map(len, parts_of([b"x", b"x" * 5_000_000, b"x"], "now"))) == [1, 1, 1]
+    assert parts_of([], "now") == []
     calls = [("a", 600), ("a", 400), ("a", 1), ("b", 10), ("b", 10), ("a", 5)]
     queue = [
-        Ticket("run42", part)
-        for time_, count in calls
-        for part in remote._parts([b"x"] * count, time_)
+        Ticket("run42", part) for time_, count in calls for part in parts_of([b"x"] * count, time_)
     ]
     groups = []
     while queue:
-        group = remote._first_of(queue)
+        group = first_of(queue)
         groups.append([len(ticket.items) for ticket in group])
         del queue[: len(group)]
     assert groups == [[600, 400], [1], [10, 10], [5]]

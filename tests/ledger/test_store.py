@@ -119,10 +119,10 @@ def test_a_ledger_of_an_older_version_gets_the_nodes_above_its_tiles(directory, 
 
 def test_what_sqlite_refuses_past_sqlalchemy_is_the_same_error(ledger):
     common = {"log_number": 1, "writer_id": "ab" * 16}
-    names, row = ("leaf_index", "seq", "kind", "data", "leaf_hash"), (0, 0, "x", b"x", bytes(32))
+    row = {"leaf_index": [0], "seq": [0], "kind": ["x"], "data": [b"x"], "leaf_hash": [bytes(32)]}
     table = ledger_metadata.tables["entry"]
     with pytest.raises(IntegrityError) as caught, writing(ledger.engine) as connection:
-        insert_columns(connection, table, common, names, [row])
+        insert_columns(connection, table, common, row)
     assert "ab" * 16 not in str(caught.value)  # no parameter, which may be personal
     with pytest.raises(StoreError, match="disk is full"):
         transact(ledger.engine, fill)
@@ -130,7 +130,12 @@ def test_what_sqlite_refuses_past_sqlalchemy_is_the_same_error(ledger):
 
 def fill(connection):
     connection.exec_driver_sql("PRAGMA max_page_count = 1")
-    rows = [(9000 + x, x, "x", bytes(60_000), bytes(32)) for x in range(40)]
-    names = ("leaf_index", "seq", "kind", "data", "leaf_hash")
+    columns = {
+        "leaf_index": range(9000, 9040),
+        "seq": range(40),
+        "kind": ["x"] * 40,
+        "data": [bytes(60_000)] * 40,
+        "leaf_hash": [bytes(32)] * 40,
+    }
     table = ledger_metadata.tables["entry"]
-    insert_columns(connection, table, {"log_number": 1, "writer_id": "cd" * 16}, names, rows)
+    insert_columns(connection, table, {"log_number": 1, "writer_id": "cd" * 16}, columns)

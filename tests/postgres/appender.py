@@ -32,11 +32,12 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def stop_before_the_next_insert(engine):
+def stop_before_the_next(beginning, engine):
+    """Stop before the next statement that begins so."""
     armed = [True]
 
     def execute(_connection, _cursor, statement, *_):
-        if armed and statement.startswith("INSERT INTO entry"):
+        if armed and statement.startswith(beginning):
             armed.clear()
             stop()
 
@@ -50,7 +51,7 @@ def main(directory, run_id, total, group, how=""):
             if done and how == "idle":
                 stop()
             elif done and how == "holding":
-                stop_before_the_next_insert(ledger.engine)
+                stop_before_the_next("INSERT INTO entry", ledger.engine)
             how = how if not done else ""
             receipts = log.record_many(annotation(done + x) for x in range(int(group)))
             indices = [receipt.result() for receipt in receipts]

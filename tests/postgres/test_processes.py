@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from rlhf_audit_trail.ledger.log import Ledger
 
 CHILD = Path(__file__).parent / "appender.py"
+SIGNER = Path(__file__).parent / "signer.py"
 
 
 def start(directory, *, total, group, how=""):
@@ -100,6 +103,64 @@ def test_a_stopped_process_blocks_no_one_and_loses_nothing(
     assert sorted(promised) == [*range(10), *range(310, 320)]
     assert assert_history(directory, promised) == 320
     assert sound(directory).entries == 320 + ledger.registry.size
+
+
+def start_signer(directory, *how):
+    command = [sys.executable, SIGNER, directory, "run42", *how]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def read_until_stopping(child):
+    text = ""
+    while not text.endswith("stopping\n"):
+        line = child.stdout.readline()
+        assert line
+        text += line
+    return text
+
+
+def assert_signed_once(directory, outputs):
+    """What any signer was given for a size is the one tree head that is stored for it."""
+    with Ledger.open(directory) as ledger:
+        log = ledger.find("run42")
+        kept = {
+            size: hashlib.sha256(str(log.published(size).note).encode()).hexdigest()
+            for size in log.published_sizes()
+        }
+    said = [line.split() for text in outputs for line in text.splitlines() if line != "stopping"]
+    assert all(kept[int(size)] == digest for size, digest in said)
+    return len({size for size, _ in said})
+
+
+@pytest.mark.slow
+def test_signers_and_appenders_of_which_two_are_stopped_and_all_are_cut_off(
+    directory, network, sound
+):
+    Ledger.create(directory, organisation="acme.example", database=network.url).close()
+    appenders = [start(directory, total=200, group=group) for group in (2, 10, 40)]
+    appenders += [start(directory, total=200, group=10, how="holding")]
+    signers = [start_signer(directory) for _ in range(2)] + [start_signer(directory, "holding")]
+    texts = [read_until_stopping(child) for child in (appenders[3], signers[2])]
+    for _ in range(3):  # with one appender and one signer stopped, each in its transaction
+        time.sleep(0.5)
+        network.cut()
+        time.sleep(1)
+        network.heal()
+    outputs = [child.communicate()[0] for child in appenders[:3]]
+    for child in (appenders[3], signers[2]):
+        child.send_signal(signal.SIGCONT)
+    outputs.append(texts[0] + appenders[3].communicate()[0])
+    notes = [child.communicate("")[0] for child in signers[:2]]
+    notes.append(texts[1] + signers[2].communicate("")[0])
+    assert [child.returncode for child in (*appenders, *signers)] == [0] * 7
+    promised = {}
+    for output in outputs:
+        promised |= receipts(output)
+    assert sorted(promised) == list(range(800))
+    assert assert_history(directory, promised) == 800
+    assert assert_signed_once(directory, notes) > 3
+    assert sound(directory).entries == 802
 
 
 @pytest.mark.slow

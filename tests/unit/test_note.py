@@ -22,7 +22,9 @@ from rlhf_audit_trail.ledger.proof.note import (
 )
 
 NAMES = st.text(
-    st.characters(exclude_categories=["Cc", "Cs", "Zs", "Zl", "Zp"], exclude_characters="+"),
+    st.characters(
+        exclude_categories=["Cc", "Cf", "Cs", "Zs", "Zl", "Zp"], exclude_characters="+\u2065"
+    ),
     min_size=1,
     max_size=60,
 )
@@ -30,6 +32,15 @@ TEXTS = st.text(st.characters(exclude_categories=["Cc", "Cs"], include_character
 LINES = st.builds(
     SignatureLine, NAMES, st.binary(min_size=4, max_size=4), st.binary(min_size=1, max_size=80)
 )
+
+
+@pytest.mark.parametrize("sign", "\u00ad\u061c\u180e\u200b\u200f\u202a\u202e\u2066\u2069\ufeff")
+def test_a_name_holds_nothing_that_hides_or_turns_round_what_is_shown(sign: str) -> None:
+    check_name("acme.example/rlhf/run42")
+    with pytest.raises(MalformedBundle, match="name"):
+        check_name(f"acme.example/rlhf/{sign}24nur")
+    with pytest.raises(MalformedBundle):
+        parse_note(f"text\n\n— a{sign}b AAAAAAAA\n")
 
 
 @given(st.binary(max_size=100))

@@ -15,6 +15,7 @@ import pytest
 
 from rlhf_audit_trail.ledger.proof.commitment import Opening, verify_opening
 from rlhf_audit_trail.ledger.proof.errors import ProofError
+from rlhf_audit_trail.ledger.proof.evm.evidence import ChainTrust, TrustedBlock
 from rlhf_audit_trail.ledger.proof.merkle import (
     consistency_proof,
     inclusion_proof,
@@ -95,12 +96,21 @@ def test_bundle_vector(name: str) -> None:
     on_chain = given.get("on_chain")
     if on_chain is not None:
         on_chain = tuple(OnChain(x["tree_size"], unhex(x["root"]), "a test") for x in on_chain)
+    chain = given.get("chain")
+    if chain is not None:
+        blocks = [
+            TrustedBlock(x["chain_id"], x["number"], unhex(x["hash"]), "a test")
+            for x in chain["blocks"]
+        ]
+        whole = {k: unhex(v) if isinstance(v, str) else v for k, v in chain.items()}
+        chain = ChainTrust(**whole | {"blocks": tuple(blocks)})
     found = examine_bundle(
         data,
         TrustPolicy(
             keys=tuple(VerifierKey.parse(key) for key in given["keys"]),
             need_anchor=given.get("need_anchor", False),
             on_chain=on_chain,
+            chain=chain,
             accept_unpinned=given.get("accept_unpinned", False),
             accept_unanchored=given.get("accept_unanchored", False),
         ),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bundle_scenarios
+import chain_scenarios
 import note_scenarios
 import spelling_scenarios
 import tamper_scenarios
@@ -30,6 +31,7 @@ ROOMS = (
     bundle_scenarios,
     tamper_scenarios,
     spelling_scenarios,
+    chain_scenarios,
 )
 
 

@@ -137,6 +137,8 @@ def _tree_heads(log: SampleLog) -> list[tuple[str, str, str, str]]:
         ("origin-empty", "No origin.", MALFORMED, sized("", 8, root)),
         ("origin-long", "256 bytes of origin.", MALFORMED, sized("a" * 256, 8, root)),
         ("origin-space", "No key could bear this name.", MALFORMED, sized("a b", 8, root)),
+        ("origin-bidi", "A name shown backwards.", MALFORMED, sized("a/\u202enur", 8, root)),
+        ("origin-unseen", "Two names that look alike.", MALFORMED, sized("a/r\u200bun", 8, root)),
         ("root-31-bytes", "A short root.", MALFORMED, sized(ORIGIN, 8, _b64(head.root[:31]))),
         ("root-hex", "Hex is no base64.", MALFORMED, sized(ORIGIN, 8, head.root.hex())),
         ("root-unpadded", "Padding is missing.", MALFORMED, sized(ORIGIN, 8, root.rstrip("="))),

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+/// @title Trees too large to build, with proofs that are right all the same
+/// @dev A consistency proof shows a few nodes of a tree, and nothing below them. Those nodes are
+/// made up here, and the two roots hashed together from them by the recursion of RFC 6962
+/// section 2.1.2. All need `1 <= m < n`.
+library Made {
+    /// @notice The roots over the first m and the first n leaves.
+    function roots(uint256 seed, uint256 m, uint256 n) internal pure returns (bytes32, bytes32) {
+        return _roots(seed, m, 0, n);
+    }
+
+    /// @notice The proof between them.
+    function proof(uint256 seed, uint256 m, uint256 n) internal pure returns (bytes32[] memory) {
+        return _subproof(seed, m, 0, n, true);
+    }
+
+    function _roots(uint256 seed, uint256 m, uint256 begin, uint256 end)
+        private
+        pure
+        returns (bytes32 old, bytes32 root)
+    {
+        if (m == end) return (_node(seed, begin, end), _node(seed, begin, end));
+        uint256 middle = begin + _split(end - begin);
+        if (m <= middle) {
+            (old, root) = _roots(seed, m, begin, middle);
+            return (old, _parent(root, _node(seed, middle, end)));
+        }
+        bytes32 left = _node(seed, begin, middle);
+        (old, root) = _roots(seed, m, middle, end);
+        return (_parent(left, old), _parent(left, root));
+    }
+
+    /// @dev `m` counts leaves from 0, not from `begin`.
+    function _subproof(uint256 seed, uint256 m, uint256 begin, uint256 end, bool whole)
+        private
+        pure
+        returns (bytes32[] memory)
+    {
+        if (m == end) {
+            bytes32[] memory none = new bytes32[](0);
+            return whole ? none : _append(none, _node(seed, begin, end));
+        }
+        uint256 middle = begin + _split(end - begin);
+        if (m <= middle) {
+            return _append(_subproof(seed, m, begin, middle, whole), _node(seed, middle, end));
+        }
+        return _append(_subproof(seed, m, middle, end, false), _node(seed, begin, middle));
+    }
+
+    /// @dev Of the subtree over leaves [begin, end); it does not straddle m.
+    function _node(uint256 seed, uint256 begin, uint256 end) private pure returns (bytes32) {
+        return keccak256(abi.encode(seed, begin, end));
+    }
+
+    function _parent(bytes32 left, bytes32 right) private pure returns (bytes32) {
+        return sha256(abi.encodePacked(uint8(1), left, right));
+    }
+
+    /// @dev The largest power of two below n.
+    function _split(uint256 n) private pure returns (uint256 k) {
+        k = 1;
+        while (2 * k < n) k *= 2;
+    }
+
+    function _append(bytes32[] memory list, bytes32 item)
+        private
+        pure
+        returns (bytes32[] memory longer)
+    {
+        longer = new bytes32[](list.length + 1);
+        for (uint256 i = 0; i < list.length; ++i) {
+            longer[i] = list[i];
+        }
+        longer[list.length] = item;
+    }
+}
