@@ -61,6 +61,7 @@ def _proof(leaves: list[bytes], old: int, new: int) -> tuple[bytes, ...]:
 
 def smaller_offered(scene: Scene) -> str:
     """A tree that lacks the last anchored entry."""
+
     def offer(log: Log) -> tuple[int, bytes, tuple[bytes, ...]]:
         size = log.size - 1
         return size, log.root_at(size), ()
