@@ -89,7 +89,8 @@ def employ(bench: Bench, start: Start, count: int) -> Iterator[Crew]:
     workers: list[_Worker] = []
     pool = ThreadPoolExecutor(count, thread_name_prefix="ledger-fsck")
     try:
-        workers += [_Worker(start) for _ in range(count)]
+        # not by a list of them: an interrupt in between must find those that are there
+        workers.extend(_Worker(start) for _ in range(count))
         yield _Crew(bench, workers, pool)
     finally:
         for worker in workers:  # first: threads that wait for a report then wait no more

@@ -73,12 +73,17 @@ def children(pid):
     return found
 
 
-def own_workers():
+def workers_of(pid):
+    """Those that have become workers: until then a child is a copy of who makes it."""
     return [
-        pid
-        for pid in children(os.getpid())
-        if b"fsck.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        child
+        for child in children(pid)
+        if b"fsck.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
+
+
+def own_workers():
+    return workers_of(os.getpid())
 
 
 def wait_until(condition):
@@ -124,7 +129,7 @@ def command(damaged):
     with subprocess.Popen(
         [*COMMAND, str(damaged)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        workers = wait_until(lambda: len(found := children(process.pid)) == 2 and found)
+        workers = wait_until(lambda: len(found := workers_of(process.pid)) == 2 and found)
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
         yield process, workers
