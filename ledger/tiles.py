@@ -201,11 +201,12 @@ class TileReader:
 
     def node(self, height: int, index: int) -> bytes:
         """Return the root over leaves [index << height, (index + 1) << height)."""
-        level, inner = divmod(height, TILE_HEIGHT)
-        tile, offset = divmod(index << inner, TILE_WIDTH)
-        row = self.rows(level, tile, offset + (1 << inner))[inner]
-        offset = (offset >> inner) * HASH_BYTES
-        return row[offset : offset + HASH_BYTES]
+        level, inner = height // TILE_HEIGHT, height % TILE_HEIGHT
+        first = index << inner
+        offset = first % TILE_WIDTH
+        row = self.rows(level, first // TILE_WIDTH, offset + (1 << inner))[inner]
+        begin = (offset >> inner) * HASH_BYTES
+        return row[begin : begin + HASH_BYTES]
 
     def hashes(self, level: int, tile_index: int, width: int) -> bytes:
         """Return the first `width` hashes of a tile; it may be the partial one at the edge."""
