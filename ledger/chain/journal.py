@@ -30,7 +30,7 @@ from rlhf_audit_trail.ledger.chain.records import (
 from rlhf_audit_trail.ledger.chain.transaction import Fees
 from rlhf_audit_trail.ledger.chain.view import Place
 from rlhf_audit_trail.ledger.reading import StoredLog
-from rlhf_audit_trail.ledger.store.database import writing
+from rlhf_audit_trail.ledger.store.database import insert_columns, writing
 from rlhf_audit_trail.ledger.store.models import AnchorRow
 
 __all__ = ["SqlAnchorJournal"]
@@ -127,18 +127,15 @@ class SqlAnchorJournal:
             "max_fee_wei": record.fees.max_fee_wei,
             "tip_wei": record.fees.tip_wei,
         }
-        rows = [
-            common
-            | {
-                "log_number": self._numbers[member.log_id],
-                "tree_size": member.tree_size,
-                "root": member.root,
-                "raw_tx": b"" if number else record.raw,
-            }
-            for number, member in enumerate(record.members)
-        ]
+        members = record.members
+        columns: dict[str, Sequence[Any]] = {
+            "log_number": [self._numbers[member.log_id] for member in members],
+            "tree_size": [member.tree_size for member in members],
+            "root": [member.root for member in members],
+            "raw_tx": [record.raw, *[b""] * (len(members) - 1)],
+        }
         self._require(connection)
-        connection.execute(_ANCHORS.insert(), rows)
+        insert_columns(connection, _ANCHORS, common, columns)
 
     def _see(self, connection: Connection, note: Seen) -> None:
         record, mined = note.record, note.mined
