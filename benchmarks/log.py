@@ -5,7 +5,7 @@ temporary directory. Floors are measured in the same run: two SHA-256 calls an e
 loop of encoder, hashes and database driver, and the disk's own fsync.
 
 One log grows to ten million entries; on its way it is measured at the sizes the goals name.
-Takes about ten minutes and 8 GB of disk; `LOG_ENTRIES=2000000` makes it grow less far.
+Takes minutes and 8 GB of disk; `LOG_ENTRIES=2000000` makes it grow less far.
 """
 
 from __future__ import annotations

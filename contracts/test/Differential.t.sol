@@ -5,6 +5,7 @@ import {ITreeHeadAnchor} from "../ITreeHeadAnchor.sol";
 import {TreeHeadAnchor} from "../TreeHeadAnchor.sol";
 import {Made} from "./Made.sol";
 import {vm} from "./Vm.sol";
+import {append, parent, split} from "./Parts.sol";
 
 /// @dev The contract, the Python tree and RFC 6962 agree: on every proof of every size up to 130
 /// by one hash that all of them compute (`tests/vectors/accumulated.json`), and on proofs between
@@ -86,8 +87,8 @@ contract DifferentialTest {
         if (end - begin == 1) {
             found = sha256(abi.encodePacked(uint8(0), uint8(begin)));
         } else {
-            uint256 middle = begin + _split(end - begin);
-            found = _node(_root(known, width, begin, middle), _root(known, width, middle, end));
+            uint256 middle = begin + split(end - begin);
+            found = parent(_root(known, width, begin, middle), _root(known, width, middle, end));
         }
         known[place] = found;
     }
@@ -98,12 +99,12 @@ contract DifferentialTest {
         returns (bytes32[] memory)
     {
         if (end - begin == 1) return new bytes32[](0);
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (index < middle) {
             return
-                _append(_path(known, width, index, begin, middle), _root(known, width, middle, end));
+                append(_path(known, width, index, begin, middle), _root(known, width, middle, end));
         }
-        return _append(_path(known, width, index, middle, end), _root(known, width, begin, middle));
+        return append(_path(known, width, index, middle, end), _root(known, width, begin, middle));
     }
 
     /// @dev `m` counts leaves from 0, here as in the others: m < end, unless whole.
@@ -117,16 +118,16 @@ contract DifferentialTest {
     ) private pure returns (bytes32[] memory) {
         if (m == end) {
             bytes32[] memory none = new bytes32[](0);
-            return whole ? none : _append(none, _root(known, width, begin, end));
+            return whole ? none : append(none, _root(known, width, begin, end));
         }
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (m <= middle) {
-            return _append(
+            return append(
                 _subproof(known, width, m, begin, middle, whole), _root(known, width, middle, end)
             );
         }
         return
-            _append(
+            append(
                 _subproof(known, width, m, middle, end, false), _root(known, width, begin, middle)
             );
     }
@@ -140,29 +141,7 @@ contract DifferentialTest {
         return (m, m + 1 + n % (largest - m));
     }
 
-    function _node(bytes32 left, bytes32 right) private pure returns (bytes32) {
-        return sha256(abi.encodePacked(uint8(1), left, right));
-    }
-
-    /// @dev The largest power of two below n.
-    function _split(uint256 n) private pure returns (uint256 k) {
-        k = 1;
-        while (2 * k < n) k *= 2;
-    }
-
     function _fold(bytes32 folded, bytes memory item) private pure returns (bytes32) {
         return sha256(abi.encodePacked(folded, uint32(item.length), item));
-    }
-
-    function _append(bytes32[] memory list, bytes32 item)
-        private
-        pure
-        returns (bytes32[] memory longer)
-    {
-        longer = new bytes32[](list.length + 1);
-        for (uint256 i = 0; i < list.length; ++i) {
-            longer[i] = list[i];
-        }
-        longer[list.length] = item;
     }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {append, parent, split} from "./Parts.sol";
+
 /// @title Trees too large to build, with proofs that are right all the same
 /// @dev A consistency proof shows a few nodes of a tree, and nothing below them. Those nodes are
 /// made up here, and the two roots hashed together from them by the recursion of RFC 6962
@@ -22,14 +24,14 @@ library Made {
         returns (bytes32 old, bytes32 root)
     {
         if (m == end) return (_node(seed, begin, end), _node(seed, begin, end));
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (m <= middle) {
             (old, root) = _roots(seed, m, begin, middle);
-            return (old, _parent(root, _node(seed, middle, end)));
+            return (old, parent(root, _node(seed, middle, end)));
         }
         bytes32 left = _node(seed, begin, middle);
         (old, root) = _roots(seed, m, middle, end);
-        return (_parent(left, old), _parent(left, root));
+        return (parent(left, old), parent(left, root));
     }
 
     /// @dev `m` counts leaves from 0, not from `begin`.
@@ -40,39 +42,17 @@ library Made {
     {
         if (m == end) {
             bytes32[] memory none = new bytes32[](0);
-            return whole ? none : _append(none, _node(seed, begin, end));
+            return whole ? none : append(none, _node(seed, begin, end));
         }
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (m <= middle) {
-            return _append(_subproof(seed, m, begin, middle, whole), _node(seed, middle, end));
+            return append(_subproof(seed, m, begin, middle, whole), _node(seed, middle, end));
         }
-        return _append(_subproof(seed, m, middle, end, false), _node(seed, begin, middle));
+        return append(_subproof(seed, m, middle, end, false), _node(seed, begin, middle));
     }
 
     /// @dev Of the subtree over leaves [begin, end); it does not straddle m.
     function _node(uint256 seed, uint256 begin, uint256 end) private pure returns (bytes32) {
         return keccak256(abi.encode(seed, begin, end));
-    }
-
-    function _parent(bytes32 left, bytes32 right) private pure returns (bytes32) {
-        return sha256(abi.encodePacked(uint8(1), left, right));
-    }
-
-    /// @dev The largest power of two below n.
-    function _split(uint256 n) private pure returns (uint256 k) {
-        k = 1;
-        while (2 * k < n) k *= 2;
-    }
-
-    function _append(bytes32[] memory list, bytes32 item)
-        private
-        pure
-        returns (bytes32[] memory longer)
-    {
-        longer = new bytes32[](list.length + 1);
-        for (uint256 i = 0; i < list.length; ++i) {
-            longer[i] = list[i];
-        }
-        longer[list.length] = item;
     }
 }

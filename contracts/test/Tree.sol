@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {append, parent, split} from "./Parts.sol";
+
 /// @title RFC 6962 written down word for word: the slow oracle of the tests
 /// @dev Shares no code and no method with `TreeProof`: it builds trees and proofs by the recursive
 /// definitions of section 2.1, where the contract walks a path by the bits of two sizes.
@@ -8,7 +10,7 @@ library Tree {
     /// @notice MTH, section 2.1, over made-up leaves `begin <= i < end`.
     function root(uint256 seed, uint256 begin, uint256 end) internal pure returns (bytes32) {
         if (end - begin == 1) return sha256(abi.encodePacked(hex"00", seed, begin));
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         return sha256(abi.encodePacked(hex"01", root(seed, begin, middle), root(seed, middle, end)));
     }
 
@@ -66,18 +68,18 @@ library Tree {
     {
         if (m == end) {
             node = root(seed, begin, end);
-            proof = whole ? new bytes32[](0) : _append(new bytes32[](0), node);
+            proof = whole ? new bytes32[](0) : append(new bytes32[](0), node);
             return (node, proof);
         }
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (m <= middle) {
             bytes32 invented = keccak256(abi.encode(seed, middle, end));
             (node, proof) = _grown(seed, m, begin, middle, whole);
-            return (_node(node, invented), _append(proof, invented));
+            return (parent(node, invented), append(proof, invented));
         }
         bytes32 left = root(seed, begin, middle);
         (node, proof) = _grown(seed, m, middle, end, false);
-        return (_node(left, node), _append(proof, left));
+        return (parent(left, node), append(proof, left));
     }
 
     function _rootOf(bytes32[] memory given, uint256 begin, uint256 end)
@@ -86,8 +88,8 @@ library Tree {
         returns (bytes32)
     {
         if (end - begin == 1) return given[begin];
-        uint256 middle = begin + _split(end - begin);
-        return _node(_rootOf(given, begin, middle), _rootOf(given, middle, end));
+        uint256 middle = begin + split(end - begin);
+        return parent(_rootOf(given, begin, middle), _rootOf(given, middle, end));
     }
 
     /// @dev Here m counts from 0, not from `begin`.
@@ -98,17 +100,13 @@ library Tree {
     {
         if (m == end) {
             bytes32[] memory none = new bytes32[](0);
-            return whole ? none : _append(none, _rootOf(given, begin, end));
+            return whole ? none : append(none, _rootOf(given, begin, end));
         }
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (m <= middle) {
-            return _append(_subproofOf(given, m, begin, middle, whole), _rootOf(given, middle, end));
+            return append(_subproofOf(given, m, begin, middle, whole), _rootOf(given, middle, end));
         }
-        return _append(_subproofOf(given, m, middle, end, false), _rootOf(given, begin, middle));
-    }
-
-    function _node(bytes32 left, bytes32 right) private pure returns (bytes32) {
-        return sha256(abi.encodePacked(hex"01", left, right));
+        return append(_subproofOf(given, m, middle, end, false), _rootOf(given, begin, middle));
     }
 
     function _subproof(uint256 seed, uint256 m, uint256 begin, uint256 end, bool whole)
@@ -117,14 +115,14 @@ library Tree {
         returns (bytes32[] memory)
     {
         if (begin + m == end) {
-            return whole ? new bytes32[](0) : _append(new bytes32[](0), root(seed, begin, end));
+            return whole ? new bytes32[](0) : append(new bytes32[](0), root(seed, begin, end));
         }
-        uint256 k = _split(end - begin);
+        uint256 k = split(end - begin);
         uint256 middle = begin + k;
         if (m <= k) {
-            return _append(_subproof(seed, m, begin, middle, whole), root(seed, middle, end));
+            return append(_subproof(seed, m, begin, middle, whole), root(seed, middle, end));
         }
-        return _append(_subproof(seed, m - k, middle, end, false), root(seed, begin, middle));
+        return append(_subproof(seed, m - k, middle, end, false), root(seed, begin, middle));
     }
 
     function _path(uint256 seed, uint256 index, uint256 begin, uint256 end)
@@ -133,28 +131,10 @@ library Tree {
         returns (bytes32[] memory)
     {
         if (end - begin == 1) return new bytes32[](0);
-        uint256 middle = begin + _split(end - begin);
+        uint256 middle = begin + split(end - begin);
         if (begin + index < middle) {
-            return _append(_path(seed, index, begin, middle), root(seed, middle, end));
+            return append(_path(seed, index, begin, middle), root(seed, middle, end));
         }
-        return _append(_path(seed, begin + index - middle, middle, end), root(seed, begin, middle));
-    }
-
-    /// @dev The largest power of two below n.
-    function _split(uint256 n) private pure returns (uint256 k) {
-        k = 1;
-        while (2 * k < n) k *= 2;
-    }
-
-    function _append(bytes32[] memory list, bytes32 item)
-        private
-        pure
-        returns (bytes32[] memory longer)
-    {
-        longer = new bytes32[](list.length + 1);
-        for (uint256 i = 0; i < list.length; ++i) {
-            longer[i] = list[i];
-        }
-        longer[list.length] = item;
+        return append(_path(seed, begin + index - middle, middle, end), root(seed, begin, middle));
     }
 }

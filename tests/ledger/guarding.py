@@ -6,10 +6,12 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from rlhf_audit_trail.ledger.cosignature import Cosigner
+from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.keys import LogKeys
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
@@ -80,6 +82,17 @@ def watched_by(directory: Path, *urls: str, guard: str = "timeout_s = 5.0") -> N
     """Have the ledger ask these witnesses."""
     write_policy(directory, *urls)
     configure(directory, "[witnesses]", 'policy = "witness-policy.txt"', "", "[guard]", guard)
+
+
+def grow(directory: Path, annotation: Callable[[int], Event], size: int) -> None:
+    """Append and sign; where there are witnesses, wait until they have cosigned."""
+    with Ledger.open(directory) as ledger:
+        log = ledger.open_run(RUN)
+        log.record_many(annotation(number) for number in range(log.size, size))
+        for item in (log, ledger.registry):
+            signed = item.publish().head.size
+            found = ledger.watch.await_quorum(item.run_id, signed, timeout_s=60)
+            assert found is None or found.is_quorum
 
 
 def back_up(directory: Path, target: Path) -> None:

@@ -12,7 +12,15 @@ from rlhf_audit_trail.ledger.importing import import_copies
 from rlhf_audit_trail.ledger.keys import write_secret
 from rlhf_audit_trail.ledger.log import Forked, Ledger, RolledBack, WrongLedger
 from rlhf_audit_trail.ledger.rotation import retire, rotate
-from tests.ledger.guarding import RUN, WitnessProcess, back_up, configure, put_back, watched_by
+from tests.ledger.guarding import (
+    RUN,
+    WitnessProcess,
+    back_up,
+    configure,
+    grow,
+    put_back,
+    watched_by,
+)
 
 
 @pytest.fixture
@@ -21,17 +29,6 @@ def witness(directory, tmp_path):
         process = WitnessProcess(ledger, tmp_path / "witness.db")
     yield process
     process.kill()
-
-
-def grow(directory, annotation, size):
-    """Append and sign; where there are witnesses, wait until they have cosigned."""
-    with Ledger.open(directory) as ledger:
-        log = ledger.open_run(RUN)
-        log.record_many(annotation(number) for number in range(log.size, size))
-        for item in (log, ledger.registry):
-            signed = item.publish().head.size
-            found = ledger.watch.await_quorum(item.run_id, signed, timeout_s=60)
-            assert found is None or found.is_quorum
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from rlhf_audit_trail.ledger.public_log import PublicLog, ServedLog
 from rlhf_audit_trail.ledger.restoring import StoreMoved
 from rlhf_audit_trail.ledger.trust import read_keys
 from rlhf_audit_trail.ledger.vault_backup import BackupUnreadable
-from tests.ledger.guarding import RUN, WitnessProcess, watched_by
+from tests.ledger.guarding import RUN, WitnessProcess, grow, watched_by
 from tests.ledger.http_service import serving
 
 OLD, NEW = 300, 1_000
@@ -33,17 +33,6 @@ def witness(ledger, tmp_path):
     ledger.close()
     yield process
     process.kill()
-
-
-def grow(directory, annotation, size):
-    """Append and sign; where there are witnesses, wait until they have cosigned."""
-    with Ledger.open(directory) as ledger:
-        log = ledger.open_run(RUN)
-        log.record_many(annotation(number) for number in range(log.size, size))
-        for item in (log, ledger.registry):
-            signed = item.publish().head.size
-            found = ledger.watch.await_quorum(item.run_id, signed, timeout_s=60)
-            assert found is None or found.is_quorum
 
 
 def export_all(directory, target):
