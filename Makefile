@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test lint format bench contracts contracts-audit clean
+.PHONY: help install tools demo test test-trl lint format bench contracts contracts-audit clean
 
 help:  ## show these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,17 +20,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-tools: contracts/node_modules/.installed  ## fetch Anvil, forge and the Solidity compiler from npm
+tools: contracts/node_modules/.installed tests/emulators/node_modules/.installed  ## fetch Anvil, forge, the Solidity compiler and Azurite from npm
 
 contracts/node_modules/.installed: contracts/package.json contracts/install-tools.sh | $(VENV)/.installed
 	contracts/install-tools.sh $(BIN)
 	touch $@
 
+tests/emulators/node_modules/.installed: tests/emulators/package.json contracts/install-tools.sh | $(VENV)/.installed
+	contracts/install-tools.sh $(BIN) tests/emulators
+	touch $@
+
 demo: $(VENV)/.installed contracts/node_modules/.installed  ## train, record, anchor, prove, verify, attack
 	$(BIN)/rlhf-audit demo
 
-test: $(VENV)/.installed contracts/node_modules/.installed lint  ## every check and test
+test: $(VENV)/.installed contracts/node_modules/.installed tests/emulators/node_modules/.installed lint  ## every check and test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile
+
+TRL ?= 1.9.0
+test-trl: $(VENV)/.installed  ## trainers' tests with another TRL: make test-trl TRL=0.24.0
+	$(BIN)/python tests/train/other_trl.py $(TRL)
 
 lint: $(VENV)/.installed  ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
@@ -46,7 +54,7 @@ bench: $(VENV)/.installed contracts/node_modules/.installed  ## run every benchm
 	$(BIN)/python -m benchmarks all --json
 
 contracts: $(VENV)/.installed contracts/node_modules/.installed  ## compile the contract and rewrite its artifact
-	$(BIN)/python -m rlhf_audit_trail.ledger.chain.build
+	$(BIN)/python -m rlhf_audit_trail.ledger.chain.contract.build
 
 contracts-audit: $(VENV)/.installed contracts/node_modules/.installed contracts/.audit/.installed  ## the contract's slow checks: fuzz, halmos, slither
 	$(BIN)/python contracts/audit.py
@@ -55,5 +63,5 @@ contracts/.audit/.installed: contracts/install-audit-tools.sh | $(VENV)/.install
 	contracts/install-audit-tools.sh "$(CURDIR)/$(BIN)/python"
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) contracts/node_modules contracts/out contracts/cache contracts/.audit build dist *.egg-info
+	rm -rf $(VENV) contracts/node_modules tests/emulators/node_modules contracts/out contracts/cache contracts/.audit build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,13 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from rlhf_audit_trail.ledger.chain.confirming import newest_final
-from rlhf_audit_trail.ledger.chain.errors import ChainError
-from rlhf_audit_trail.ledger.chain.evidence import NoEvidence, storage_evidence
-from rlhf_audit_trail.ledger.chain.own_evidence import own_publisher, own_reader, require_own
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.errors import ChainError, RpcError
+from rlhf_audit_trail.ledger.chain.evidence.making import (
+    NoEvidence,
+    receipt_evidence,
+    storage_evidence,
+)
+from rlhf_audit_trail.ledger.chain.evidence.own_evidence import (
+    own_publisher,
+    own_reader,
+    require_own,
+)
+from rlhf_audit_trail.ledger.chain.node.confirming import newest_final
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.ledger.proof.evm.evidence import ChainHead
+from rlhf_audit_trail.ledger.proof.evm.evidence import ChainEvidence, ChainHead
 from rlhf_audit_trail.ledger.settings import SettingsError
 
 __all__ = ["KEPT_S", "RPC_TIMEOUT_S", "ChainParts", "ChainUnavailable", "EvidenceKind", "Part"]
@@ -54,13 +63,18 @@ class Part:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What the node said of one log; `until_s` on the clock of `ChainParts`."""
+    """What the node said of one log; `until_s` on the clock of `ChainParts`.
+
+    Attributes:
+        is_receipt: it shows the newest final anchor's event, since the node proves no storage.
+    """
 
     until_s: float
     data: bytes = b""
     chain_id: int = 0
     head: ChainHead | None = None
     missing: NoEvidence | None = None
+    is_receipt: bool = False
 
     @property
     def part(self) -> Part:
@@ -106,6 +120,8 @@ class ChainParts:
         if kind == "auto" and not (self._ledger.chain.rpc_url and log.anchored_sizes()):
             return Part(said="none; reason=not_anchored")
         found = self._look(log, last_index)
+        if found.is_receipt and kind == "storage":
+            raise NoEvidence("the node gives no proofs of storage", next_step="ask with chain=auto")
         if found.head is not None:
             require_own(log, found.head, last_index)
         return found.part
@@ -161,5 +177,20 @@ class ChainParts:
             if kept is not None and kept.head and kept.head.block.number == number:
                 return replace(kept, until_s=until_s)
             publisher = own_publisher(self._ledger)
-            evidence, head = storage_evidence(reader, publisher, log.log_id, block=hex(number))
+            try:
+                evidence, head = storage_evidence(reader, publisher, log.log_id, block=hex(number))
+            except RpcError:  # some nodes give no proofs
+                evidence, head = _newest_event(reader, publisher, log, number)
+                return _Kept(until_s, bytes(evidence), evidence.chain_id, head, is_receipt=True)
         return _Kept(until_s, bytes(evidence), evidence.chain_id, head)
+
+
+def _newest_event(
+    reader: AnchorReader, publisher: str, log: Log, newest_block: int
+) -> tuple[ChainEvidence, ChainHead]:
+    """Prove the newest anchor up to a block by its event, for which any full node will do."""
+    events = reader.events(publisher, log.log_id)
+    final = [event for event in events if event.block_number <= newest_block]
+    if not final:
+        raise NoEvidence("no final anchor of this log", next_step="wait until its anchor is final")
+    return receipt_evidence(reader, final[-1])

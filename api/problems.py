@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from rlhf_audit_trail.api.chain_parts import ChainUnavailable
-from rlhf_audit_trail.ledger.chain.evidence import NoEvidence
+from rlhf_audit_trail.ledger.chain.evidence.making import NoEvidence
 from rlhf_audit_trail.ledger.events import EntryTooLarge, InvalidEvent
 from rlhf_audit_trail.ledger.guard import PeersUnreachable
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, MalformedBundle

@@ -17,7 +17,7 @@ from rlhf_audit_trail.api.chain_parts import ChainParts, ChainUnavailable, Evide
 from rlhf_audit_trail.api.logs import tree_head
 from rlhf_audit_trail.api.models import BundleRequest, ConsistencyProof, InclusionProof
 from rlhf_audit_trail.api.problems import BadRequest, describe
-from rlhf_audit_trail.ledger.chain.evidence import NoEvidence
+from rlhf_audit_trail.ledger.chain.evidence.making import NoEvidence
 from rlhf_audit_trail.ledger.log import Log
 from rlhf_audit_trail.ledger.proof.bundle import BUNDLE_SCHEMA, MAX_INDEX
 from rlhf_audit_trail.ledger.reading import NotPublished

@@ -10,8 +10,8 @@ from rlhf_audit_trail.api.asking import LedgerOfApp
 from rlhf_audit_trail.api.models import TrustPolicyBody, Verdict, VerifyRequest
 from rlhf_audit_trail.api.problems import describe, problem_response
 from rlhf_audit_trail.ledger import verdict
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.trusting import (
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.evidence.trusting import (
     chain_trust,
     evidence_block,
     on_trust,

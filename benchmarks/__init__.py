@@ -17,7 +17,7 @@ class Result:
 
     Attributes:
         name: what was measured.
-        value: the measurement, in `unit`.
+        value: the measurement, in `unit`; None where this machine has not what it needs.
         unit: such as gas, s, entries/s.
         reference: what it is compared with, measured in the same run; None if nothing fits.
         goal: the bar; None if there is none.
@@ -25,7 +25,7 @@ class Result:
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     reference: float | None = None
     goal: float | None = None
@@ -34,11 +34,13 @@ class Result:
     @property
     def ratio(self) -> float | None:
         """Value over reference."""
-        return round(self.value / self.reference, 4) if self.reference else None
+        if not self.reference or self.value is None:
+            return None
+        return round(self.value / self.reference, 4)
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without a goal."""
-        if self.goal is None:
+        """Whether the goal is reached; None without a goal, and where nothing was measured."""
+        if self.goal is None or self.value is None:
             return None
         return self.value <= self.goal if self.lower_is_better else self.value >= self.goal

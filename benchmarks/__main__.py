@@ -65,7 +65,8 @@ def _line(result: Result) -> str:
         else f"  goal {result.goal:,g}: {'met' if result.met else 'MISSED'}"
     )
     ratio = "" if result.ratio is None else f"  {result.ratio:.2f} of {result.reference:,.0f}"
-    return f"{result.name:<52} {result.value:>12,.0f} {result.unit}{ratio}{goal}"
+    value = "not measured" if result.value is None else f"{result.value:,.0f} {result.unit}"
+    return f"{result.name:<52} {value:>12}{ratio}{goal}"
 
 
 def _commit() -> str | None:

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from unittest import mock
 
 from benchmarks._world import CHAIN_ID, World
-from rlhf_audit_trail.ledger.chain import outbox
+from rlhf_audit_trail.ledger.chain.anchoring import offers
 from rlhf_audit_trail.ledger.chain.errors import (
     ChainUnreachable,
     InsufficientFunds,
     NoContractCode,
     WrongChain,
 )
-from rlhf_audit_trail.ledger.chain.transaction import (
+from rlhf_audit_trail.ledger.chain.signing.transaction import (
     Fees,
     broadcast,
     chain_nonce,
@@ -30,7 +30,7 @@ from rlhf_audit_trail.ledger.chain.transaction import (
     suggest_fees,
 )
 
-__all__ = ["FAULTS", "RARE"]
+__all__ = ["FAULTS", "LIES", "RARE", "Fault"]
 
 Fault = Callable[[World, random.Random], None]
 ON, OFF = True, False
@@ -49,7 +49,7 @@ def node_down(world: World, _rng: random.Random) -> None:
 def node_hung(world: World, _rng: random.Random) -> None:
     os.kill(world.anvil.pid, signal.SIGSTOP)
     try:
-        world.grow()
+        world.grow(1, world.logs[0])  # each log waits for an answer
         world.fails(ChainUnreachable)
     finally:
         os.kill(world.anvil.pid, signal.SIGCONT)
@@ -266,14 +266,14 @@ def _killed(world: World, *, before: bool) -> None:
 
 
 def _anchor_and_die(world: World, *, before: bool) -> None:
-    real = outbox.broadcast
+    real = offers.broadcast
 
     def die(*arguments: object) -> None:
         if not before:
             real(*arguments)  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with mock.patch.object(outbox, "broadcast", die):
+    with mock.patch.object(offers, "broadcast", die):
         world.publisher = world.new_publisher()
         world.step()
 
@@ -330,7 +330,10 @@ FAULTS: dict[str, Fault] = {
         clock_skewed, restarted, killed_before_broadcast, killed_after_broadcast, two_processes,
     )
 }  # fmt: skip
-"""All faults of a world with one endpoint; `lying_endpoint` needs three."""
+"""All faults of a world with one endpoint."""
+
+LIES: dict[str, Fault] = {lying_endpoint.__name__: lying_endpoint}
+"""Those of a world with three."""
 
 RARE: dict[str, float] = {"node_killed": 0.1, "node_hung": 0.2, "reset": 0.2}
 """How often, compared with the others, the slow ones come in a soak."""

@@ -12,7 +12,7 @@ from typing import Final
 
 import solcx
 
-from rlhf_audit_trail.ledger.chain.build import compiler_path, node_on_path, standard_input
+from rlhf_audit_trail.ledger.chain.contract.build import compiler_path, node_on_path, standard_input
 
 __all__ = ["PEERS", "QUOTED", "compile_peers"]
 

@@ -16,15 +16,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlhf_audit_trail.ledger.chain.anchorer import Step
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.contract import deploy
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Step
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import deploy
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger, Log
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -34,6 +38,7 @@ __all__ = ["CHAIN_ID", "Proxy", "World"]
 
 CHAIN_ID = 31337
 TIMEOUT_S = 0.5
+RECEIPT_TIMEOUT_S = 0.03  # a block takes a few milliseconds, if anything is mined
 STEPS_MAX = 40  # until everything is anchored again; a few suffice
 ETHER = 10**18
 
@@ -173,7 +178,7 @@ class World:
 
     def allow(self, **changes: Any) -> None:
         """Set what anchors may cost and when they are replaced."""
-        allowed: dict[str, Any] = {"replace_after_s": 0.05, "ether_per_day_max": 0.0}
+        allowed: dict[str, Any] = {"replace_after_s": RECEIPT_TIMEOUT_S, "ether_per_day_max": 0.0}
         settings = AnchorSettings(**(allowed | changes))
         if settings != self.ledger.anchoring:
             self.ledger.anchoring = settings
@@ -181,7 +186,9 @@ class World:
 
     def new_publisher(self) -> Publisher:
         """One that knows only what is stored, as after a start."""
-        return Publisher(self.ledger, self.signer, receipt_timeout_s=0.05, witness_wait_s=0.0)
+        return Publisher(
+            self.ledger, self.signer, receipt_timeout_s=RECEIPT_TIMEOUT_S, witness_wait_s=0.0
+        )
 
     def restart(self) -> None:
         self.publisher.close()

@@ -19,19 +19,23 @@ from pathlib import Path
 
 from benchmarks import Result
 from benchmarks.gas import Growth, synthetic_growth
-from rlhf_audit_trail.ledger.chain.abi import HeadUpdate, encode_anchor_many
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
-from rlhf_audit_trail.ledger.chain.contract import TRANSACTION_GAS_MAX, deploy
-from rlhf_audit_trail.ledger.chain.fees import FeeLimits
-from rlhf_audit_trail.ledger.chain.journal import SqlAnchorJournal
-from rlhf_audit_trail.ledger.chain.log_view import LogView
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_data
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import await_receipt
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.anchoring.fees import FeeLimits
+from rlhf_audit_trail.ledger.chain.anchoring.journal import SqlAnchorJournal
+from rlhf_audit_trail.ledger.chain.anchoring.log_view import LogView
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.abi import HeadUpdate, encode_anchor_many
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import TRANSACTION_GAS_MAX, deploy
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient, parse_data
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import await_receipt
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.settings import AnchorSettings, ChainSettings

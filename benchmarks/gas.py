@@ -22,19 +22,27 @@ from typing import Any
 
 from benchmarks import Result
 from benchmarks._gas_peers import PEERS, QUOTED, compile_peers
-from rlhf_audit_trail.ledger.chain.abi import (
+from rlhf_audit_trail.ledger.chain.contract.abi import (
     WORD_BYTES,
     HeadUpdate,
     address_word,
     encode_anchor,
     encode_anchor_many,
 )
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
-from rlhf_audit_trail.ledger.chain.compiled import CREATE2_FACTORY, CREATE2_SALT, load_artifact
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_data, parse_quantity
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import await_receipt, keccak256
+from rlhf_audit_trail.ledger.chain.contract.compiled import (
+    CREATE2_FACTORY,
+    CREATE2_SALT,
+    load_artifact,
+)
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient, parse_data, parse_quantity
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import await_receipt, keccak256
 from rlhf_audit_trail.ledger.proof.merkle import node_hash, verify_consistency
 
 __all__ = ["Growth", "run", "sample", "sample_digest", "synthetic_growth"]

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Fetch Anvil, forge and the Solidity compiler from npm: the programs of package.json.
-# Without a node on this machine, one comes from PyPI. Install scripts stay off: the
+# Fetch from npm the programs of a folder's package.json: of contracts, Anvil, forge and the
+# Solidity compiler; of another folder, what its own names. Without a node on this machine, one comes from PyPI. Install scripts stay off: the
 # packages carry finished binaries.
 set -eu
 venv_bin=$1
+folder=${2:-contracts}
 cd "$(dirname "$0")/.."
 if command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; then
   npm=npm
@@ -12,4 +13,4 @@ else
   PATH="$PWD/$venv_bin:$PATH"
   npm="$venv_bin/npm"
 fi
-"$npm" install --prefix contracts --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error
+"$npm" install --prefix "$folder" --ignore-scripts --no-package-lock --no-audit --no-fund --loglevel=error

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, update
 
 from rlhf_audit_trail.ledger.assigning import AssigningLog, BatchTicket
 from rlhf_audit_trail.ledger.batches import Batch
 from rlhf_audit_trail.ledger.drafts import (
     SURELY_FITS,
-    Draft,
     DraftColumns,
+    Drafts,
     EventColumns,
     check_size,
     draft,
+    drafts_of,
 )
 from rlhf_audit_trail.ledger.events import Event, InvalidEvent
 from rlhf_audit_trail.ledger.keyring import LogKeyRing
@@ -37,6 +38,7 @@ from rlhf_audit_trail.ledger.refusals import ConflictingEntry, RunClosed, Sequen
 from rlhf_audit_trail.ledger.signing import now_text
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import transact
+from rlhf_audit_trail.ledger.store.spans import next_seq
 from rlhf_audit_trail.ledger.vault import Vault
 from rlhf_audit_trail.ledger.writer import Overloaded, Receipt, Receipts, Ticket, Writer
 
@@ -45,7 +47,6 @@ __all__ = ["ConflictingEntry", "Log", "LossPolicy", "RunClosed", "SequenceGap", 
 _WRITER_ID: Final = re.compile(r"[0-9a-f]{32}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
-_ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _logger = logging.getLogger(__name__)
 
 
@@ -85,11 +86,17 @@ class Log(AssigningLog):
         self._registry = registry
         self._writer = writer
         self._policy = policy
+        self._patience_s, self._patient_kinds = 0.0, frozenset[str]()
         self._lock = threading.Lock()  # owns _next_seq; held while the writer's queue is full
         self._next_seq = 0
         self._losses = Losses(counters, run_id)
         self._failure: AuditTrailError | None = None  # under the strict policy, not yet raised
         self._is_dropping = False  # owned by _lock
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a lost entry raises at the next call."""
+        return self._policy.is_strict
 
     # --- record -----------------------------------------------------------------------
 
@@ -106,7 +113,7 @@ class Log(AssigningLog):
             Overloaded, AppendFailed: under the strict policy, these entries were not taken, or
                 earlier ones were lost.
         """
-        return self._hand_over([draft(event) for event in events])
+        return self._hand_over(drafts_of(events))
 
     def record_columns(self, columns: EventColumns) -> Receipts:
         """Hand over many events given as columns; as `record_many`, at a fraction of the cost."""
@@ -140,6 +147,12 @@ class Log(AssigningLog):
             raise InvalidEvent("there must be events, and their numbers be below 2**63")
         self._require_open()
         batch = Batch(writer_id, first_seq, recorded_at, drafts, is_foreign=True)
+        if any(item.paths for item in drafts):
+            # before a secret is made for a person who has none any more
+            with self._engine.connect() as connection:
+                known = self._stored_of(connection, batch)
+            if len(known) == len(batch):
+                return [known[seq] for seq in range(first_seq, first_seq + len(batch))]
         ticket = self._checked(batch)
         self._writer.submit(ticket, wait_s=self._policy.queue_wait_s)
         Receipt(ticket, 0).result()
@@ -159,7 +172,7 @@ class Log(AssigningLog):
             error, self._failure = self._failure, None
             raise error
 
-    def _hand_over(self, drafts: list[Draft] | DraftColumns) -> Receipts:
+    def _hand_over(self, drafts: Drafts) -> Receipts:
         """Give sequence numbers and submit, known losses first; return the drafts' receipts."""
         self._require_open()
         with self._lock:
@@ -178,7 +191,7 @@ class Log(AssigningLog):
                 self._losses.add(losses)
                 raise
 
-    def _submit(self, drafts: list[Draft] | DraftColumns) -> BatchTicket:
+    def _submit(self, drafts: Drafts) -> BatchTicket:
         """Hand over drafts; with the lock held."""
         ticket = self._checked(Batch(self.writer_id, self._next_seq, now_text(), drafts))
         # first the count: who is killed in between has lost them
@@ -200,14 +213,28 @@ class Log(AssigningLog):
         return ticket
 
     def _checked(self, batch: Batch) -> BatchTicket:
-        if isinstance(batch.drafts, DraftColumns):  # whose rows differ only in what is sealed
+        if not isinstance(batch.drafts, list):  # the longest one tells of all
             longest = batch.drafts.longest()
-            check_size(longest, self.run_id, batch.writer_id, batch.last_seq, batch.recorded_at)
-            return Ticket(self.run_id, batch)
+            if len(longest.public) > SURELY_FITS:
+                check_size(longest, self.run_id, batch.writer_id, batch.last_seq, batch.recorded_at)
+            return Ticket(self.run_id, batch, self._patience_with(batch.drafts))
         for seq, item in enumerate(batch.drafts, batch.first_seq):
             if len(item.public) > SURELY_FITS:
                 check_size(item, self.run_id, batch.writer_id, seq, batch.recorded_at)
-        return Ticket(self.run_id, batch)
+        return Ticket(self.run_id, batch, self._patience_with(batch.drafts))
+
+    def be_patient(self, patience_s: float, kinds: frozenset[str]) -> None:
+        """Let entries of these kinds wait for more to come, while nobody asks for a receipt.
+
+        One commit for all of them disturbs the caller's own work less than many.
+        """
+        self._patience_s, self._patient_kinds = patience_s, kinds
+
+    def _patience_with(self, drafts: Drafts) -> float:
+        if not self._patience_s or isinstance(drafts, DraftColumns):
+            return 0.0
+        kinds = [item.kind for item in drafts] if isinstance(drafts, list) else drafts.kinds
+        return self._patience_s if self._patient_kinds.issuperset(kinds) else 0.0
 
     def flush(self) -> None:
         """Wait until everything handed over so far is durable or known to have failed.
@@ -238,7 +265,7 @@ class Log(AssigningLog):
         self.writer_id, self._next_seq = secrets.token_hex(16), 0
         self._losses = self._losses.of_child()
         self._failure = None
-        self._tree = None
+        self.forget_tree()
 
     def note_loss(self, ticket: BatchTicket) -> None:
         """Remember what could not be stored; the next record begins with a `gap` event."""
@@ -259,12 +286,8 @@ class Log(AssigningLog):
 
     def _stored_count(self, writer_id: str) -> int:
         """Return how many sequence numbers of a writer are known to be stored or told lost."""
-        query = select(func.max(_ENTRIES.c.seq)).where(
-            _ENTRIES.c.log_number == self.number, _ENTRIES.c.writer_id == writer_id
-        )
         with self._engine.connect() as connection:
-            newest = connection.scalar(query)
-        return 0 if newest is None else int(newest) + 1
+            return next_seq(connection, self.number, writer_id)
 
     def _told_gaps(self) -> list[dict[str, Any]]:
         return [entry.event for entry in self.entries(kind="gap")]
@@ -297,7 +320,7 @@ class Log(AssigningLog):
 
     def _sign_and_close(self, connection: Connection, registry: Log) -> None:
         """Sign, set the flag and tell the registry log: nothing comes between them."""
-        registry._size(connection, lock=True)  # first, in the order of the writer's locks
+        registry.hold(connection)
         signed = self._sign(connection)
         connection.execute(update(_LOGS).where(_LOGS.c.number == self.number).values(closed=True))
         if not registry._announces("run.closed", self.run_id):
@@ -322,13 +345,20 @@ class Log(AssigningLog):
         self.require_writable()
 
         def work(connection: Connection) -> None:
-            self._size(connection, lock=True)
+            self.hold(connection)
             if generation is not None:
                 self._keys.ring.require_newest(connection, generation)
             if not self._announces(event.kind, run_id):
                 self.enter(connection, [event])
 
         transact(self._engine, work)
+
+    def hold(self, connection: Connection) -> None:
+        """Let nobody else append to this log until the transaction ends.
+
+        Who holds several holds the registry log first: that is the order of the writers' locks.
+        """
+        self._size(connection, lock=True)
 
     def enter(self, connection: Connection, events: Sequence[Event]) -> None:
         """Append events in the caller's own transaction, in which this log's row is locked.

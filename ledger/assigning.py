@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine
 
 from rlhf_audit_trail.ledger.batches import Batch, Encoded, bare_entry
 from rlhf_audit_trail.ledger.keyring import LogKeyRing
@@ -21,6 +21,12 @@ from rlhf_audit_trail.ledger.refusals import ConflictingEntry, RunClosed, Sequen
 from rlhf_audit_trail.ledger.signing import SigningLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import claim_indices, insert_columns
+from rlhf_audit_trail.ledger.store.entries import (
+    Filing,
+    insert_entries,
+    insert_sealed,
+)
+from rlhf_audit_trail.ledger.store.spans import Spans, next_seq, stored_numbers
 from rlhf_audit_trail.ledger.tiles import GrowingTree
 from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 from rlhf_audit_trail.ledger.writer import Ticket
@@ -29,12 +35,8 @@ __all__ = ["AssigningLog", "BatchTicket"]
 
 # beyond it, reading the tree's edge costs less than adding the leaves of others one by one
 _CATCH_UP_LEAVES_MAX: Final = 50_000
-_ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
-_VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
 
-_ENTRY_COLUMNS: Final = ("seq", "kind", "data", "leaf_hash")
-_VAULT_COLUMNS: Final = ("leaf_index", "subject", "ciphertext")
 _TILE_COLUMNS: Final = ("level", "tile_index", "hashes", "inner_nodes")
 
 BatchTicket = Ticket[Batch]
@@ -50,6 +52,9 @@ class AssigningLog(SigningLog):
         super().__init__(engine, vault, number, keys)
         self.run_id = run_id
         self._tree: GrowingTree | None = None
+        self._filing = Filing(number)
+        self._spans = Spans(number)
+        self._erasures = -1  # that `_filing` has seen
 
     def encode(self, tickets: Iterable[BatchTicket]) -> None:
         """Make entries of what was handed over; before the transaction, and once."""
@@ -61,11 +66,21 @@ class AssigningLog(SigningLog):
     ) -> None:
         """Give indices to the tickets' entries and store them with their tree."""
         if not retry and not any(ticket.items.is_foreign for ticket in tickets):
-            first = claim_indices(connection, self.number, sum([len(x.items) for x in tickets]))
-            if first is not None:
-                self._store_all(connection, tickets, first)
+            claim = claim_indices(connection, self.number, sum([x.count for x in tickets]))
+            if claim is not None:
+                self._heed(claim.erasures)
+                for ticket in tickets:
+                    ticket.items.renew(self._vault, self.origin, self.run_id, claim.erasures)
+                self._store_all(connection, tickets, claim.first_index)
                 return
         self._store_missing(connection, tickets)
+
+    def _heed(self, erasures: int) -> None:
+        """Forget secrets, and under whom entries are filed, if somebody was erased meanwhile."""
+        self._vault.heed(erasures)
+        if erasures != self._erasures:
+            self._filing.forget()
+            self._erasures = erasures
 
     def _store_all(
         self, connection: Connection, tickets: Sequence[BatchTicket], first: int
@@ -73,7 +88,7 @@ class AssigningLog(SigningLog):
         """Store entries that are all new, whose indices are taken already."""
         index = first
         for ticket in tickets:
-            ticket.indices = range(index, index + len(ticket.items))
+            ticket.indices = range(index, index + ticket.count)
             index = ticket.indices.stop
         new = [(ticket.items.writer_id, ticket.items.encoded) for ticket in tickets]
         self._insert(connection, first, new)
@@ -82,6 +97,8 @@ class AssigningLog(SigningLog):
         """Store what is not there yet, and give what is there the index it has."""
         size = first = self._size(connection, lock=True)
         is_closed = self._closed(connection)
+        erasures = self._count_erasures(connection)
+        self._heed(erasures)
         new: list[tuple[str, Encoded]] = []
         for ticket in tickets:
             batch = ticket.items
@@ -90,7 +107,7 @@ class AssigningLog(SigningLog):
                 first = self._store_new(connection, first, new)
             try:
                 known = self._known(connection, batch)
-                seqs = batch.encoded.seqs
+                seqs = batch.encoded.seq
                 missing = [position for position, seq in enumerate(seqs) if seq not in known]
                 if missing and is_closed:
                     raise self._refusal()
@@ -101,7 +118,9 @@ class AssigningLog(SigningLog):
             known |= {seqs[position]: size + number for number, position in enumerate(missing)}
             ticket.indices = [known[seq] for seq in seqs]
             size += len(missing)
-            new.append((batch.writer_id, batch.encoded.only(missing)))
+            if missing:
+                batch.renew(self._vault, self.origin, self.run_id, erasures)
+                new.append((batch.writer_id, batch.encoded.only(missing)))
         self._store_new(connection, first, new)
 
     def _store_new(self, connection: Connection, first: int, new: list[tuple[str, Encoded]]) -> int:
@@ -119,30 +138,35 @@ class AssigningLog(SigningLog):
         Raises:
             ConflictingEntry, SequenceGap: the writer's numbers are not as they must be.
         """
-        columns = _ENTRIES.c
-        mine = (columns.log_number == self.number) & (columns.writer_id == batch.writer_id)
-        rows = connection.execute(
-            select(columns.seq, columns.leaf_index, columns.data).where(
-                mine, columns.seq.between(batch.first_seq, batch.last_seq)
-            )
-        ).all()
-        for row in rows:
-            number = row.seq - batch.first_seq
-            if bytes(row.data) != batch.encoded.data[number] and not (
-                batch.is_foreign and self._is_same(connection, row, batch, number)
-            ):
-                raise ConflictingEntry(
-                    f"sequence number {row.seq} of this writer stands for another entry",
-                    next_step="give each process start a writer id of its own",
-                )
+        place = (self.number, batch.writer_id)
+        known = self._stored_of(connection, batch)
         if batch.is_foreign:
-            newest = connection.scalar(select(func.max(columns.seq)).where(mine))
-            expected = 0 if newest is None else int(newest) + 1
+            expected = next_seq(connection, *place)
             if batch.first_seq > expected and not _tells_gap(batch, expected):
                 raise SequenceGap(
                     f"the writer's entries from {expected} to {batch.first_seq - 1} are missing",
                     expected=expected,
                     next_step="send those first, or a gap event in their place",
+                )
+        return known
+
+    def _stored_of(self, connection: Connection, batch: Batch) -> dict[int, int]:
+        """Return seq to leaf index of a batch's entries that are stored; raises ConflictingEntry.
+
+        Of another machine's batch the drafts are compared, which need not be sealed for it.
+        """
+        place = (self.number, batch.writer_id)
+        rows = list(stored_numbers(connection, *place, batch.first_seq, batch.last_seq))
+        for row in rows:
+            number = row.seq - batch.first_seq
+            if batch.is_foreign:
+                is_same = self._is_same(connection, row, batch, number)
+            else:
+                is_same = bytes(row.data) == batch.encoded.data[number]
+            if not is_same:
+                raise ConflictingEntry(
+                    f"sequence number {row.seq} of this writer stands for another entry",
+                    next_step="give each process start a writer id of its own",
                 )
         return {row.seq: row.leaf_index for row in rows}
 
@@ -158,20 +182,19 @@ class AssigningLog(SigningLog):
         data = bytes(row.data)
         if not data:
             raise self._refusal()
-        if bare_entry(data) != bare_entry(batch.encoded.data[number]):
-            return False
         if not isinstance(batch.drafts, list):
             return False  # columns come from this process, which sends nothing twice
         item = batch.drafts[number]
-        if set(json.loads(data).get("c", ())) != set(item.paths):
+        is_alike = bare_entry(data) == batch.bare(self.run_id, number)
+        if not is_alike or set(json.loads(data).get("c", ())) != set(item.paths):
             return False
         try:
             openings = self._openings(connection, row.leaf_index, batch.writer_id, row.seq)
         except (Erased, VaultDamaged):  # the latter, where the subject has a new secret by now
             return True
-        if not openings:
-            return True
-        subject = self._vault.prepare([item.subject], self.origin)[item.subject]
+        subject = self._vault.known(item.subject, self.origin)
+        if not openings or subject is None:
+            return not openings
         given = dict(zip(item.paths, subject.shown(item), strict=True))
         return given == {opening.path: opening.value for opening in openings}
 
@@ -200,35 +223,38 @@ class AssigningLog(SigningLog):
         """Store entries from index `first` on, their sealed values, and the tiles they fill."""
         self._tree = tree = self._grown(connection, first)
         index = first
+        kinds: list[str] = []
         leaves: list[bytes] = []
         sealed: tuple[list[int], list[bytes], list[bytes]] = ([], [], [])
         for writer_id, pieces in groupby(new, key=itemgetter(0)):
-            columns: dict[str, Any] = {name: [] for name in _ENTRY_COLUMNS}
+            columns: tuple[list[Any], ...] = ([], [], [], [])
             begin = index
             for _, piece in pieces:
-                parts = (piece.seqs, piece.kinds, piece.data, piece.leaf_hashes)
-                for column, part in zip(columns.values(), parts, strict=True):
+                for column, part in zip(columns, piece.columns(), strict=False):
                     column.extend(part)
-                sealed[0].extend([index + position for position, _, _ in piece.sealed])
-                sealed[1].extend([subject for _, subject, _ in piece.sealed])
-                sealed[2].extend([ciphertext for _, _, ciphertext in piece.sealed])
+                if piece.sealed:
+                    sealed[0].extend(map(index.__add__, piece.sealed))
+                    sealed[1].extend(piece.subject)
+                    sealed[2].extend(piece.ciphertext)
                 index += len(piece)
-            leaves += columns["leaf_hash"]
-            columns["leaf_index"] = range(begin, index)
-            common = {"log_number": self.number, "writer_id": writer_id}
-            insert_columns(connection, _ENTRIES, common, columns)
-        common = {"log_number": self.number}
+            kinds += columns[1]
+            leaves += columns[3]
+            place = (connection, self.number, begin, writer_id)
+            insert_entries(*place, *columns, spans=self._spans)
+        self._filing.kinds(connection, first, kinds)
         if sealed[0]:
-            columns = dict(zip(_VAULT_COLUMNS, sealed, strict=True))
-            insert_columns(connection, _VAULT, common, columns)
+            insert_sealed(connection, self.number, *sealed)
+            self._filing.subjects(connection, *sealed[:2])
         full = tree.append(leaves)
         if full:
-            columns = {name: [getattr(tile, name) for tile in full] for name in _TILE_COLUMNS}
-            insert_columns(connection, _TILES, common, columns)
+            tiles = {name: [getattr(tile, name) for tile in full] for name in _TILE_COLUMNS}
+            insert_columns(connection, _TILES, {"log_number": self.number}, tiles)
 
     def forget_tree(self) -> None:
-        """Drop the tree in memory; the next append reads it from the store."""
+        """Drop what is known of the stored log; the next append reads it from the store."""
         self._tree = None
+        self._filing.forget()
+        self._spans.forget()
 
 
 def _tells_gap(batch: Batch, expected: int) -> bool:

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import obstore
-from obstore.exceptions import AlreadyExistsError
-from obstore.store import LocalStore
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, delete, select
 
+from rlhf_audit_trail.ledger.object_stores import ObjectPlace, check_place
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.store.database import insert_missing, transact
 from rlhf_audit_trail.ledger.store.models import BlobRow
@@ -37,21 +35,36 @@ class BlobDamaged(AuditTrailError):
 class BlobStore:
     """Puts and gets immutable bytes by digest."""
 
-    def __init__(self, engine: Engine, directory: Path) -> None:
-        """Keep small blobs in `engine`'s database and large ones below `directory`."""
-        self._engine = engine
-        self._objects = LocalStore(str(directory), mkdir=True)
+    def __init__(self, engine: Engine, directory: Path, url: str = "") -> None:
+        """Keep small blobs in `engine`'s database and large ones below `directory`, or at `url`.
 
-    def put(self, data: bytes) -> str:
-        """Store bytes and return their SHA-256 in hex; storing them again changes nothing."""
-        digest = hashlib.sha256(data).hexdigest()
+        Each blob remembers where it was put, so that another address leaves old ones readable.
+        """
+        self._engine = engine
+        self._directory = directory
+        self.url = check_place(url)
+        self._places: dict[str, ObjectPlace] = {}
+        self._place("")
+
+    @staticmethod
+    def digest_of(data: bytes) -> str:
+        """Return the name that a blob of these bytes has."""
+        return hashlib.sha256(data).hexdigest()
+
+    def put(self, data: bytes, digest: str = "") -> str:
+        """Store bytes and return their SHA-256 in hex; storing them again changes nothing.
+
+        Args:
+            data: the bytes.
+            digest: their digest, where the caller has computed it.
+        """
+        digest = digest or self.digest_of(data)
         inline = len(data) <= INLINE_BYTES_MAX
-        if not inline:
-            try:  # the object first: a row without its object would promise what is not there
-                obstore.put(self._objects, digest, data, mode="create")
-            except AlreadyExistsError:
-                self._object(digest)  # left by an interrupted put: only whole ones are accepted
+        # the object first: a row without its object would promise what is not there
+        if not inline and not self._place(self.url).create(digest, data):
+            self._object(digest, self.url)  # of an interrupted put: only whole ones are accepted
         row = {"digest": digest, "size_bytes": len(data), "data": data if inline else None}
+        row["place"] = "" if inline else self.url
         transact(self._engine, lambda connection: insert_missing(connection, _BLOBS, [row]))
         return digest
 
@@ -62,11 +75,33 @@ class BlobStore:
             BlobMissing: never stored, or its object is gone.
             BlobDamaged: the bytes no longer fit their digest.
         """
+        return _checked(digest, self.read(digest))
+
+    def read(self, digest: str) -> bytes:
+        """Return what is stored under a digest without hashing it, for who checks its content.
+
+        Raises:
+            BlobMissing: as `get`.
+        """
         with self._engine.connect() as connection:
             row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
         if row is None:
             raise BlobMissing(f"no blob {digest} is stored here")
-        return _checked(digest, bytes(row.data)) if row.data is not None else self._object(digest)
+        return bytes(row.data) if row.data is not None else self._joined(digest, row.place)
+
+    def read_whole(self, digest: str) -> bytes:
+        """As `read`; a file of this machine in one go.
+
+        Raises:
+            BlobMissing: as `get`.
+        """
+        with self._engine.connect() as connection:
+            row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
+        if row is not None and row.data is None:
+            data = self._place(row.place).file_bytes(digest)
+            if data is not None:
+                return data
+        return self.read(digest)
 
     def check(self, digest: str) -> int:
         """Hash a stored blob without holding it in memory; return its size in bytes.
@@ -79,7 +114,7 @@ class BlobStore:
         if row is None:
             raise BlobMissing(f"no blob {digest} is stored here")
         found, size_bytes = hashlib.sha256(), 0
-        for chunk in [row.data] if row.data is not None else self._chunks(digest):
+        for chunk in [row.data] if row.data is not None else self._chunks(digest, row.place):
             found.update(chunk)
             size_bytes += len(chunk)
         if found.hexdigest() != digest or size_bytes != row.size_bytes:
@@ -91,18 +126,46 @@ class BlobStore:
         with self._engine.connect() as connection:
             return list(connection.scalars(select(_BLOBS.c.digest).order_by(_BLOBS.c.digest)))
 
-    def _object(self, digest: str) -> bytes:
-        return _checked(digest, b"".join(self._chunks(digest)))
+    def hold(self, connection: Connection, digest: str, *, is_shared: bool) -> None:
+        """Keep a blob from being discarded, or from being held, until the transaction ends.
 
-    def _chunks(self, digest: str) -> Iterator[bytes]:
+        For who is about to put it, and for who is about to discard it: so neither decides by what
+        the other one has just changed. SQLite's writers are alone anyway.
+        """
+        own = select(_BLOBS.c.digest).where(_BLOBS.c.digest == digest)
+        connection.execute(own.with_for_update(read=is_shared))
+
+    def discard(self, connection: Connection, digest: str) -> None:
+        """Delete a blob for good, within a transaction that knows that nobody refers to it.
+
+        Raises:
+            ObjectStoreFailed: its store did not delete it; then the row must stay as well.
+        """
+        row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
+        if row is None:
+            return
+        if row.data is None:
+            self._place(row.place).delete(digest)
+        connection.execute(delete(_BLOBS).where(_BLOBS.c.digest == digest))
+
+    def _object(self, digest: str, place: str) -> bytes:
+        return _checked(digest, self._joined(digest, place))
+
+    def _joined(self, digest: str, place: str) -> bytes:
+        return b"".join(self._chunks(digest, place))
+
+    def _chunks(self, digest: str, place: str) -> Iterator[bytes]:
         try:
-            found = obstore.get(self._objects, digest)
+            yield from self._place(place).chunks(digest)
         except FileNotFoundError as error:
             raise BlobMissing(
                 f"the object of blob {digest} is gone", next_step="restore it from a backup"
             ) from error
-        for chunk in found.stream():
-            yield bytes(chunk)
+
+    def _place(self, url: str) -> ObjectPlace:
+        if url not in self._places:
+            self._places[url] = ObjectPlace(self._directory, url)
+        return self._places[url]
 
 
 def _checked(digest: str, data: bytes) -> bytes:

@@ -8,10 +8,9 @@ once and never re-encoded (`FORMAT.md`, section 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import starmap
 from json.encoder import encode_basestring
 from typing import Any, Final, NamedTuple
 
@@ -22,10 +21,10 @@ from rlhf_audit_trail.ledger.events import (
     EntryTooLarge,
     Event,
     InvalidEvent,
-    Kind,
     encode_text,
     encode_value,
 )
+from rlhf_audit_trail.ledger.public_fields import public_members
 
 __all__ = [
     "ANNOTATOR",
@@ -33,11 +32,14 @@ __all__ = [
     "Draft",
     "DraftColumns",
     "DraftGroup",
+    "Drafts",
     "EventColumns",
     "Frame",
+    "PlainDrafts",
     "check_size",
     "commitments_template",
     "draft",
+    "drafts_of",
     "encode_draft",
     "encode_entry",
     "grouped",
@@ -71,6 +73,40 @@ class Draft(NamedTuple):
     subject: str
 
 
+@dataclass(frozen=True, slots=True)
+class PlainDrafts:
+    """Checked events without sealed values, column by column.
+
+    Texts in two lists are nothing that Python's collector has to look at, as it would at one
+    object for each event.
+
+    Attributes:
+        kinds: keys of `KINDS`.
+        publics: as in `Draft`.
+    """
+
+    kinds: list[str]
+    publics: list[str]
+
+    def __len__(self) -> int:
+        """Count the events."""
+        return len(self.kinds)
+
+    def longest(self) -> Draft:
+        """Return the one with most public text."""
+        place = max(range(len(self)), key=lambda number: len(self.publics[number]))
+        return Draft(self.kinds[place], self.publics[place], (), (), "")
+
+
+def drafts_of(events: Iterable[Event]) -> list[Draft] | PlainDrafts:
+    """Check events against their kinds, and encode their values; raises as `draft`."""
+    given = list(events)
+    if any(event.sealed for event in given):
+        return [draft(event) for event in given]
+    publics = [public_members(event.kind, event.fields, event.sealed) for event in given]
+    return PlainDrafts([event.kind for event in given], publics)
+
+
 def draft(event: Event) -> Draft:
     """Check an event against its kind, and encode its values.
 
@@ -79,7 +115,7 @@ def draft(event: Event) -> Draft:
             that JSON has not.
     """
     sealed = event.sealed
-    public = _public(event.kind, event.fields, sealed)
+    public = public_members(event.kind, event.fields, sealed)
     if not sealed:
         return Draft(event.kind, public, (), (), event.subject)
     _check_subject(event.subject)
@@ -127,7 +163,7 @@ class EventColumns:
         """
         if any(len(column) != len(self.subjects) for column in self.sealed.values()):
             raise InvalidEvent(f"{self.kind}: columns of unequal length")
-        public = _public(self.kind, self.fields, self.sealed)
+        public = public_members(self.kind, self.fields, self.sealed)
         order = KINDS[self.kind].sealed
         columns = {path: _copied(self.sealed[path]) for path in order if path in self.sealed}
         if not set(map(type, self.subjects)) <= {str}:
@@ -184,6 +220,9 @@ class DraftColumns:
         count = len(positions)
         publics = [self.public] * count
         return DraftGroup(positions, [self.kind] * count, publics, paths, columns, subjects)
+
+
+Drafts = list[Draft] | PlainDrafts | DraftColumns
 
 
 class DraftGroup(NamedTuple):
@@ -278,9 +317,19 @@ class Frame:
         self._heads = _heads(run_id, writer_id)
         self._time = f',"recorded_at":"{recorded_at}"'
 
-    def entry(self, kind: str, seq: int, public: str, commitments: str) -> bytes:
-        """Write an entry; `commitments` as `commitments_template` filled in, or empty."""
-        return f"{self._heads[kind]}{seq}{self._time}{public}{commitments}}}".encode()
+    def entries(
+        self,
+        kinds: Iterable[str],
+        seqs: Iterable[int],
+        publics: Iterable[str],
+        commitments: Iterable[str],
+    ) -> list[bytes]:
+        """Write entries; `commitments` as `commitments_template` filled in, or empty."""
+        heads, time = self._heads, self._time
+        return [
+            f"{heads[kind]}{seq}{time}{public}{members}}}".encode()
+            for kind, seq, public, members in zip(kinds, seqs, publics, commitments, strict=True)
+        ]
 
 
 @lru_cache(maxsize=256)
@@ -300,7 +349,8 @@ def encode_draft(
 ) -> bytes:
     """Write a draft as the bytes of an entry; `commitments` in hex, ordered as `sealed` is."""
     frame = Frame(run_id, writer_id, recorded_at)
-    return frame.entry(item.kind, seq, item.public, commitments_template(item.paths) % commitments)
+    members = commitments_template(item.paths) % commitments
+    return frame.entries([item.kind], [seq], [item.public], [members])[0]
 
 
 def check_size(item: Draft, run_id: str, writer_id: str, seq: int, recorded_at: str) -> None:
@@ -344,84 +394,3 @@ def encode_entry(
     check_size(item, run_id, writer_id, seq, recorded_at)
     ordered = tuple(commitments[path] for path in item.paths)
     return encode_draft(item, run_id, writer_id, seq, recorded_at, ordered)
-
-
-# --- public fields against the kind -----------------------------------------------------
-
-_ABSENT: Final = object()
-# values that cannot be wrong and need no encoder; a float may be infinite, a list hold anything
-_SPELLINGS: Final[Mapping[type, Callable[[Any], str]]] = {
-    str: encode_basestring,
-    int: int.__repr__,
-    bool: lambda value: "true" if value else "false",
-    type(None): lambda _: "null",
-}
-
-
-class _Field(NamedTuple):
-    """A public field's rule, prepared once: this is looked up for every event."""
-
-    name: str
-    member: str  # what stands before the value
-    spellings: Mapping[type, Callable[[Any], str]]
-    is_optional: bool
-    types: tuple[type, ...]
-
-
-def _prepare(kind: Kind) -> tuple[_Field, ...]:
-    return tuple(starmap(_field, kind.public.items()))
-
-
-def _field(name: str, wanted: type | tuple[type, ...]) -> _Field:
-    types = wanted if isinstance(wanted, tuple) else (wanted,)
-    spellings = {cls: _SPELLINGS[cls] for cls in types if cls in _SPELLINGS}
-    bare = name.removesuffix("?")
-    return _Field(bare, f",{encode_text(bare)}:", spellings, name.endswith("?"), types)
-
-
-_FIELDS: Final = {name: _prepare(kind) for name, kind in KINDS.items()}
-_SEALED: Final = {name: frozenset(kind.sealed) for name, kind in KINDS.items()}
-
-
-def _public(kind: str, fields: Mapping[str, Any], sealed: Mapping[str, Any]) -> str:
-    """Return the public fields as JSON in the kind's order, or say which one does not fit.
-
-    Values are never quoted in a message.
-    """
-    rules = _FIELDS.get(kind)
-    if rules is None:
-        raise InvalidEvent(f"unknown kind of event {kind!r}", next_step="see events.KINDS")
-    members = []
-    for rule in rules:
-        name, member, spellings, is_optional, _ = rule
-        value = fields.get(name, _ABSENT)
-        if value is _ABSENT:
-            if not is_optional:
-                raise InvalidEvent(f"{kind} needs the field {name}")
-            continue
-        spell = spellings.get(type(value))
-        members.append(member + (spell(value) if spell else _checked(kind, rule, value)))
-    if len(members) != len(fields) or (sealed and not sealed.keys() <= _SEALED[kind]):
-        known = {rule.name for rule in rules}
-        surplus = (fields.keys() - known) | (sealed.keys() - _SEALED[kind])
-        raise InvalidEvent(f"{kind} has no field {', '.join(sorted(map(str, surplus)))}")
-    text = "".join(members)
-    if not text.isascii():
-        encode_value(text)  # refuses what UTF-8 has not
-    return text
-
-
-def _checked(kind: str, rule: _Field, value: Any) -> str:
-    # bool passes isinstance(int) in Python, and would read as a number elsewhere
-    fits = isinstance(value, rule.types) and not (
-        isinstance(value, bool) and bool not in rule.types
-    )
-    if not fits:
-        names = " or ".join(item.__name__ for item in rule.types)
-        raise InvalidEvent(f"{kind}.{rule.name} must be {names}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidEvent(
-            f"{kind}.{rule.name} is not a finite number",
-            next_step="write it as the text NaN, Infinity or -Infinity in a sealed field",
-        )
-    return encode_text(value)

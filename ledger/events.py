@@ -100,6 +100,10 @@ _LEDGER_KINDS: Final[Mapping[str, Kind]] = {
             "policy": dict,
         },
     ),
+    "checkpoint.discarded": Kind(
+        "Stored weights were deleted; the entries and digests of these checkpoints stay.",
+        {"run": str, "names": list, "digests": list},
+    ),
     "chain.registered": Kind(
         "Tree heads are anchored here from now on; a new publisher supersedes an old one.",
         {"chain_id": int, "contract": str, "publisher": str},
@@ -111,6 +115,25 @@ _LEDGER_KINDS: Final[Mapping[str, Kind]] = {
     "writer.revoked": Kind(
         "A writer's token is refused from now on.",
         {"writer": str, "run": _OPTIONAL_TEXT, "token_digest": str},
+    ),
+    "subject.erased": Kind(
+        "Sealed values of one person in one run were destroyed; of whom is written nowhere.",
+        {"run": str, "entries": int, "basis": str},
+    ),
+    "values.expired": Kind(
+        "Sealed values that were kept for so many days were destroyed, whosever they were.",
+        {"run": str, "entries": int, "of_kind": str, "kept_days": int},
+    ),
+    "access.read": Kind(
+        "Sealed values of an entry were opened to a named reader, in a file with this digest.",
+        {
+            "run": str,
+            "index": int,
+            "fields": list,
+            "reader": str,
+            "digest": str,
+            "size_bytes": int,
+        },
     ),
     # --- registry log and, about itself, the log concerned ------------------------------
     "keys.rotated": Kind(
@@ -147,20 +170,87 @@ RUN_KINDS: Final[Mapping[str, Kind]] = {
     "run.config": Kind("Settings before the first step.", {"config": dict}, ("seed",)),
     "env.snapshot": Kind(
         "Versions the run uses, and a digest of the code where it is known.",
-        {"python": str, "platform": str, "packages": dict, "code_digest?": str},
+        {
+            "python": str,
+            "platform": str,
+            "packages": dict,
+            "code_digest?": str,  # of the script that was started
+            "sources?": int,  # the project's own files that were imported
+            "sources_digest?": str,  # of the list of their digests, which is a blob
+        },
+    ),
+    "dataset.registered": Kind(
+        "A dataset took part in a role; of a stream neither rows nor root are known.",
+        {
+            "role": str,
+            "rows": (int, type(None)),
+            "root": _OPTIONAL_TEXT,  # over salted row commitments
+            "fingerprint?": str,
+            "id_column?": str,
+        },
+        ("rows_key",),
     ),
     "model.registered": Kind(
-        "A model took part in a role: policy_init, reference, reward, value, policy_final.",
-        {"role": str, "weights_digest": str, "tensors": int, "parameters": int},
+        "A model took part in a role: base, policy_init, policy_resumed, reference, reward, value, "
+        "policy_final.",
+        {
+            "role": str,
+            "weights_digest": str,
+            "tensors": int,
+            "parameters": int,
+            "derivation?": str,  # how it was made of others: copy, training, adapter, merge, …
+            "derived_from?": list,  # those, each by name, revision, weights_digest and log
+            "dp?": dict,  # what a private training may say of it
+        },
     ),
     "annotation.recorded": Kind(
         "One preference value by one annotator.",
-        {"source": str, "batch": int, "judge_model?": str},
-        ("prompt", "response", "annotator", "reward"),
+        {
+            "source": str,
+            "batch": int,
+            "judge_model?": str,
+            "import?": str,  # of `annotations.imported`, and there the row
+            "row?": int,
+        },
+        # of a choice between two answers, `response` is the preferred one; then no reward
+        ("prompt", "response", "annotator", "reward", "rejected", "details"),
+    ),
+    "annotation.corrected": Kind(
+        "Values that replace those of an earlier annotation; it stays, and readers take these.",
+        {"supersedes": int, "source": str, "reason?": str},  # the annotation's leaf index
+        ("prompt", "response", "annotator", "reward", "rejected", "details"),
+    ),
+    "annotations.imported": Kind(
+        "All of a file's annotations are recorded, but for those that are counted as left out.",
+        {
+            "import": str,
+            "format": str,
+            "file_digest": str,
+            "size_bytes": int,
+            "rows": int,
+            "recorded": int,
+            "unattributed": int,
+            "sources": dict,
+            "left_out": dict,
+            "settings": dict,
+            "guideline_digest?": str,
+            "revision?": str,
+            "fingerprint?": str,
+        },
+        ("left_out_rows",),
     ),
     "rollout.scored": Kind(
         "Completions of the policy were scored.",
-        {"policy_step": int, "completions": int},
+        {
+            "policy_step": int,
+            "completions": int,
+            "purpose?": str,  # evaluation, where nobody trains on them
+            "trainer_step?": int,
+            "rows_root?": str,  # over salted row commitments
+            "rows_digest?": str,  # of the blob that holds the encrypted rows
+            "observed?": dict,  # the file they were read from, where no trainer recorded them
+            "rank?": int,  # of the process they are from, where it is not the recording one
+        },
         (
             "reward_mean",
             "reward_min",
@@ -169,8 +259,15 @@ RUN_KINDS: Final[Mapping[str, Kind]] = {
             "kl_mean",
             "entropy_mean",
             "length_mean",
+            "figures",
             "rows",
+            "rows_key",
         ),
+    ),
+    "batch.consumed": Kind(
+        "Rows were trained on; which ones is sealed.",
+        {"policy_step": int, "trainer_step?": int, "rows": int, "unmatched": int, "rank?": int},
+        ("rows", "annotations", "completions"),
     ),
     "policy.update": Kind(
         "The optimizer changed the policy.",
@@ -179,10 +276,12 @@ RUN_KINDS: Final[Mapping[str, Kind]] = {
             "updates": int,
             "algorithm": str,
             "delta_norm_kind": str,  # exact, sampled, or absent when no step was seen
-            "rows": int,
+            "rows": (int, type(None)),  # null in a private training: how many were drawn is private
             "learning_rate": (int, float, type(None)),
+            "trainer_step?": int,  # the trainer's own count: the same again after a resumption
+            "dp?": dict,  # of a private training: noise, sampling, account, norm after noise
         },
-        ("parameter_delta_norm", "grad_norm_preclip", "grad_norm_applied", "statistics"),
+        ("parameter_delta_norm", "grad_norm_preclip", "grad_norm_applied", "statistics", "batch"),
     ),
     "checkpoint.saved": Kind(
         "A model checkpoint; without weights it says so.",
@@ -194,13 +293,20 @@ RUN_KINDS: Final[Mapping[str, Kind]] = {
             "parameters": int,
             "size_bytes": int,
             "path_digest?": str,
+            "saved_for?": str,  # resume, or use: why a trainer saved it
+            "trainer_step?": int,
+            "trainer_state_digest?": str,  # of the file that holds this log's head in turn
+            "manifest_digest?": str,  # of the blob that lists tensors, aliases and files
+            "derivation?": str,  # as of `model.registered`
+            "derived_from?": list,
         },
         ("metrics",),
     ),
     "metrics.logged": Kind("Metrics at a step.", {"step": int}, ("metrics",)),
     "alert.raised": Kind(
         "A detector or the recorder itself found something a reader must know.",
-        {"name": str, "severity": str, "step": int, "detail": str},
+        {"name": str, "severity": str, "step": int, "detail": str, "rule?": dict, "rank?": int},
+        ("inputs",),  # what a detector judged by its rule
     ),
     "gap": Kind(
         "Events that were observed but could not be recorded.",

@@ -42,8 +42,8 @@ class Finding:
 class Summary:
     """How much was checked; `findings` is 0 for a sound ledger.
 
-    `erased` counts vault rows whose subject's secret is gone, `pruned` entries whose bytes are
-    in an archive, `unopenable` restored entries without sealed values: that is no damage.
+    `erased` counts vault rows whose values or subject's secret are gone, `pruned` entries whose
+    bytes are in an archive, `unopenable` restored entries without sealed values.
     """
 
     logs: int = 0

@@ -9,7 +9,7 @@ store, but has no secret, can stop us from signing and make us sign nothing.
 from __future__ import annotations
 
 import json
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
@@ -20,6 +20,7 @@ from rlhf_audit_trail.ledger.proof.errors import AuditTrailError, ProofError
 from rlhf_audit_trail.ledger.proof.merkle import leaf_hash
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.entries import newest_of_kinds, spans_of_kinds
 from rlhf_audit_trail.ledger.succession import (
     KEY_KINDS,
     OPENED,
@@ -57,12 +58,10 @@ def read_succession(
         Inconsistent, MalformedBundle: the entries contradict each other.
     """
     columns = _ENTRIES.c
-    query = select(columns.leaf_index, columns.data, columns.leaf_hash).where(
-        columns.log_number == _REGISTRY_NUMBER,
-        columns.leaf_index >= first_index,
-        columns.kind.in_((OPENED, *KEY_KINDS)),
-    )
-    for row in connection.execute(query.order_by(columns.leaf_index)):
+    query = select(columns.leaf_index, columns.data, columns.leaf_hash).order_by(columns.leaf_index)
+    kinds = (OPENED, *KEY_KINDS)
+    spans = spans_of_kinds(connection, _REGISTRY_NUMBER, kinds, start=first_index)
+    for row in chain.from_iterable(connection.execute(query.where(span)) for span in spans):
         data = bytes(row.data)
         if leaf_hash(data) != bytes(row.leaf_hash):
             raise Forked(
@@ -148,11 +147,8 @@ class KeyRing:
             )
 
     def _newest_entry(self, connection: Connection) -> _Newest | None:
-        columns = _ENTRIES.c
-        query = select(columns.leaf_index, columns.leaf_hash).where(
-            columns.log_number == _REGISTRY_NUMBER, columns.kind.in_(KEY_KINDS)
-        )
-        row = connection.execute(query.order_by(columns.leaf_index.desc()).limit(1)).first()
+        columns = (_ENTRIES.c.leaf_index, _ENTRIES.c.leaf_hash)
+        row = newest_of_kinds(connection, columns, _REGISTRY_NUMBER, tuple(KEY_KINDS))
         return None if row is None else _Newest(row.leaf_index, bytes(row.leaf_hash))
 
     def _begin(self) -> Succession:

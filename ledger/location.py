@@ -1,4 +1,4 @@
-"""Where a ledger's databases are: the URLs of its settings, made absolute."""
+"""Where a ledger is, and its databases: the URLs of its settings, made absolute."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.settings import SettingsError
 
-__all__ = ["missing_file", "parse_url", "resolve"]
+__all__ = ["LedgerExists", "LedgerMissing", "missing_file", "parse_url", "resolve"]
+
+
+class LedgerMissing(AuditTrailError):
+    """There is no ledger in this directory."""
+
+
+class LedgerExists(AuditTrailError):
+    """A ledger, or something else, is already there."""
 
 
 def missing_file(url: str, directory: Path) -> str:

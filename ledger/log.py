@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from sqlalchemy import Connection, select
+from sqlalchemy import func, select
 
-from rlhf_audit_trail.ledger.appending import Log, LossPolicy, RunClosed, now_text
+from rlhf_audit_trail.ledger.announcing import Announcer, InvalidName
+from rlhf_audit_trail.ledger.appending import Log, LossPolicy, RunClosed
 from rlhf_audit_trail.ledger.batches import Batch
 from rlhf_audit_trail.ledger.blobs import BlobStore
 from rlhf_audit_trail.ledger.committing import Committer
-from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.erasing import Eraser, Erasure
 from rlhf_audit_trail.ledger.forks import finish_at_exit, survive_forks
 from rlhf_audit_trail.ledger.guard import Peer
-from rlhf_audit_trail.ledger.keyring import KeyRing, KeysChanged
+from rlhf_audit_trail.ledger.keyring import KeyRing
 from rlhf_audit_trail.ledger.keys import GENERATED_KEY, OperatorSecrets, write_secret
-from rlhf_audit_trail.ledger.location import missing_file, parse_url, resolve
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.ledger.location import (
+    LedgerExists,
+    LedgerMissing,
+    missing_file,
+    parse_url,
+    resolve,
+)
 from rlhf_audit_trail.ledger.reading import (
     EntryMissing,
     Forked,
@@ -35,6 +41,7 @@ from rlhf_audit_trail.ledger.settings import (
     LEDGER_TABLES,
     STRICT,
     AnchorSettings,
+    BlobSettings,
     ChainSettings,
     GuardSettings,
     LedgerSettings,
@@ -46,16 +53,14 @@ from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import (
     go_on,
     hold_still,
-    insert_missing,
     keys_engine,
     leave_connections,
     ledger_engine,
-    transact,
 )
 from rlhf_audit_trail.ledger.store.errors import StoreError
 from rlhf_audit_trail.ledger.succession import REGISTRY, KeyHistory
 from rlhf_audit_trail.ledger.vault import Vault
-from rlhf_audit_trail.ledger.vkey_file import WrongLedger, write_key_file
+from rlhf_audit_trail.ledger.vkey_file import WrongLedger
 from rlhf_audit_trail.ledger.watch import Watch
 from rlhf_audit_trail.ledger.writer import AppendFailed, Receipt, Writer, WriterClosed
 
@@ -82,22 +87,9 @@ __all__ = [
 SETTINGS_FILE: Final = "rlhf-audit.toml"
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ORGANISATION: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}(:[0-9]{1,5})?")
-_ANNOUNCEMENTS_MAX: Final = 4
+_logger = logging.getLogger(__name__)
 
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
-_LEDGER = models.LedgerRow.__table__  # type: ignore[attr-defined]
-
-
-class LedgerMissing(AuditTrailError):
-    """There is no ledger in this directory."""
-
-
-class LedgerExists(AuditTrailError):
-    """A ledger, or something else, is already there."""
-
-
-class InvalidName(AuditTrailError):
-    """An organisation or run id cannot be part of a log's origin."""
 
 
 class Ledger:
@@ -115,6 +107,7 @@ class Ledger:
         witnesses: WitnessSettings | None = None,
         guard: GuardSettings | None = None,
         anchoring: AnchorSettings | None = None,
+        blobs: BlobSettings | None = None,
     ) -> None:
         """Use `open` or `create` instead."""
         self.directory = directory
@@ -138,7 +131,11 @@ class Ledger:
         self.engine = ledger_engine(resolve(settings.database, directory))
         self._keys_engine = keys_engine(resolve(settings.keys_database, directory))
         self.vault = Vault(self._keys_engine, self.secret)
-        self.blobs = BlobStore(self.engine, directory / "blobs")
+        with self.engine.connect() as connection:
+            newest = connection.scalar(select(func.max(_LOGS.c.erasures)))
+        self.vault.heed(int(newest or 0))
+        self.blobs = BlobStore(self.engine, directory / "blobs", (blobs or BlobSettings()).url)
+        self._announcer = Announcer(self.engine, directory, self.key_ring, settings.organisation)
         self._logs: dict[str, Log] = {}
         self._lock = threading.RLock()
         self._policy = LossPolicy(settings.on_loss == STRICT, settings.queue_wait_ms / 1000)
@@ -149,8 +146,9 @@ class Ledger:
             self.watch.begin(self.engine, self.find)
             self.registry = self._log(REGISTRY)
             self._complete(self.registry, is_reading=True)
-            self._require_own_key()
+            self._announcer.require_own_key(self.registry)
             self.watch.resume()
+            self.resumed_erasures = self._finish_erasures()
         except BaseException:
             self.close()
             raise
@@ -246,6 +244,7 @@ class Ledger:
             witnesses=found["witnesses"],
             guard=found["guard"],
             anchoring=found["anchor"],
+            blobs=found["blobs"],
         )
 
     def open_run(self, run_id: str) -> Log:
@@ -272,6 +271,19 @@ class Ledger:
         """Have one more peer asked whether this store is the newest copy."""
         with self._lock:
             self.watch.add_peer(peer, self._logs.values())
+
+    @property
+    def eraser(self) -> Eraser:
+        """What erases people from this ledger; see `subjects`."""
+        return Eraser(self.engine, self.vault, self.registry)
+
+    def _finish_erasures(self) -> list[Erasure]:
+        """Complete erasures that a crash interrupted; what hinders that hinders no training."""
+        try:
+            return self.eraser.finish()
+        except (RolledBack, Forked, StoreError) as error:
+            _logger.warning("an erasure that was begun is not complete: %s", error)
+            return []
 
     def runs(self) -> list[str]:
         """Return the ids of all runs, oldest first."""
@@ -350,13 +362,11 @@ class Ledger:
     def _log(self, run_id: str) -> Log:
         with self._lock:
             if run_id not in self._logs:
-                origin = f"{self.settings.organisation}/rlhf/{run_id}"
-                number = self._log_row(run_id, origin)
                 log = Log(
                     self.engine,
                     self.vault,
                     self._writer,
-                    number=number,
+                    number=self._announcer.number_of(run_id),
                     run_id=run_id,
                     keys=self.key_ring.of(run_id),
                     registry=None if run_id == REGISTRY else self.registry,
@@ -365,7 +375,7 @@ class Ledger:
                 )
                 log.keys_now()
                 if log.size:  # else its keys are settled when it is announced
-                    self._bring_key_file(log)
+                    self._announcer.bring_key_file(log)
                 log.recover()
                 self.watch.over(log, run_id)
                 self._logs[run_id] = log
@@ -376,86 +386,17 @@ class Ledger:
         try:
             with self._lock:
                 if log.size == 0:
-                    self._announce(log)
+                    self._announcer.announce(log, self.registry)
                 if log.closed:  # perhaps only half: the registry log must know, too
                     log.close()
         except (RolledBack, Forked):
             if not is_reading or self.registry.alarm is None:  # which still lets it be read
                 raise
 
-    def _log_row(self, run_id: str, origin: str) -> int:
-        """Return the number of a log's row, made where it is missing."""
-        query = select(_LOGS).where(_LOGS.c.run_id == run_id)
-        with self.engine.connect() as connection:
-            row = connection.execute(query).first()
-        if row is None:
-            row = transact(
-                self.engine, lambda connection: self._make_row(connection, run_id, origin)
-            )
-        if row.origin != origin:
-            raise WrongLedger(
-                f"the database belongs to another ledger: its log is {row.origin}, ours {origin}",
-                next_step="correct `organisation` or `database` in rlhf-audit.toml",
-            )
-        return int(row.number)
-
-    def _make_row(self, connection: Connection, run_id: str, origin: str) -> Any:
-        made = {"run_id": run_id, "origin": origin, "size": 0, "closed": False}
-        insert_missing(connection, _LOGS, [made | {"created_at": now_text()}])
-        if run_id == REGISTRY:
-            owner = {"id": 1, "organisation": self.settings.organisation}
-            insert_missing(connection, _LEDGER, [owner | {"created_at": now_text()}])
-        return connection.execute(select(_LOGS).where(_LOGS.c.run_id == run_id)).one()
-
-    def _announce(self, log: Log) -> None:
-        if log.run_id == REGISTRY:
-            fields: dict[str, Any] = {"organisation": self.settings.organisation, "format": 1}
-            log.announce(Event("ledger.created", fields))
-            self.write_key_file(log.run_id, log.key_history)
-            return
-        for _ in range(_ANNOUNCEMENTS_MAX):
-            with self.engine.connect() as connection:
-                generation = self.key_ring.look(connection).generation
-                keys = [str(key) for key in self.key_ring.of(log.run_id).look(connection).now]
-            fields = {"run": log.run_id, "origin": log.origin, "log_keys": keys}
-            with suppress(KeysChanged):  # in between: then it begins with the newer keys
-                self.registry.announce(Event("run.opened", fields), generation=generation)
-                log.keys_now()
-                self.write_key_file(log.run_id, log.key_history)
-                return
-        raise KeysChanged("the keys are being rotated again and again", next_step="try again")
-
-    def _require_own_key(self) -> None:
-        """Refuse a database that other operator keys sign: any announced run shows it."""
-        first = next(self.registry.entries(kind="run.opened"), None)
-        with self.engine.connect() as connection:
-            self.key_ring.of(REGISTRY).signers(connection)  # that this machine has them
-            if first is None:
-                return
-            own = self.key_ring.of(str(first.event.get("run"))).look(connection)
-        if first.event.get("log_keys") != [str(key) for key in own.first]:
-            raise WrongLedger(
-                f"the registry log has other keys for {own.origin} than {GENERATED_KEY} gives",
-                next_step=f"copy {GENERATED_KEY} from the machine that made the ledger",
-            )
-
     def key_file(self, run_id: str) -> Path:
         """Return the file with a log's public keys, the ones an auditor pins."""
-        return self.directory / "keys" / f"{run_id}.vkey"
+        return self._announcer.key_file(run_id)
 
     def write_key_file(self, run_id: str, history: KeyHistory) -> Path:
         """Bring the file with a log's public keys to what signs its next tree head; return it."""
-        path = self.key_file(run_id)
-        write_key_file(path, history, self.key_ring.later_keys(run_id))
-        return path
-
-    def _bring_key_file(self, log: Log) -> None:
-        """Bring a log's key file to the store, or find that the store is older than the file."""
-        with suppress(RolledBack, WrongLedger):
-            self.write_key_file(log.run_id, log.key_history)
-            return
-        log.keys_now()  # another process may have rotated them, and written the file, just now
-        try:
-            self.write_key_file(log.run_id, log.key_history)
-        except RolledBack as finding:
-            log.stop(finding)
+        return self._announcer.write_key_file(run_id, history)

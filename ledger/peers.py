@@ -29,7 +29,7 @@ __all__ = ["LyingMirror", "MirrorPeer", "WitnessPeer", "contract_peers", "mirror
 
 # Named, not imported: a chain stands above the ledger, and whoever configures none needs no
 # part of it. It is still found by itself, since a guard that must be asked for is forgotten.
-_CONTRACT_PEER: Final = ("rlhf_audit_trail.ledger.chain.peer", "ContractPeer")
+_CONTRACT_PEER: Final = ("rlhf_audit_trail.ledger.chain.contract.peer", "ContractPeer")
 
 
 class LyingMirror(AuditTrailError):

@@ -14,11 +14,13 @@ from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead
 
 __all__ = ["Progress", "progress_of"]
 
-_WINDOWS: Final = (10_000, 1_000_000, 1 << 63)
+_WRITERS_MAX: Final = 256  # that may record at once, each with its own view of the counter
 _TEXT_MAX: Final = 1_000
 
 
 class _Entry(Protocol):
+    @property
+    def leaf_index(self) -> int: ...
     @property
     def event(self) -> dict[str, Any]: ...
 
@@ -32,6 +34,7 @@ class _ReadableLog(Protocol):
     def closed(self) -> bool: ...
     def published(self) -> SignedTreeHead | None: ...
     def entries(self, start: int = 0, *, kind: str = "") -> Iterable[_Entry]: ...
+    def newest(self, kind: str) -> _Entry | None: ...
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,16 @@ def progress_of(log: _ReadableLog) -> Progress:
     return Progress(
         size,
         log.closed,
-        _newest(log, size, "policy.update", "policy_step"),
-        _newest(log, size, "annotation.recorded", "batch"),
+        _newest(log, "policy.update", "policy_step"),
+        _newest(log, "annotation.recorded", "batch"),
         head,
     )
 
 
-def _newest(log: _ReadableLog, size: int, kind: str, name: str) -> int:
+def _newest(log: _ReadableLog, kind: str, name: str) -> int:
     """Return how far a counter came; it grows, so its newest entries tell."""
-    for count in _WINDOWS:
-        start = max(0, size - count)
-        found = [int(entry.event[name]) for entry in log.entries(start, kind=kind)]
-        if found or not start:
-            return max(found, default=0)
-    return 0
+    last = log.newest(kind)
+    if last is None:
+        return 0
+    near = log.entries(max(0, last.leaf_index - _WRITERS_MAX), kind=kind)
+    return max([int(entry.event[name]) for entry in near], default=0)

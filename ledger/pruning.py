@@ -29,6 +29,7 @@ from rlhf_audit_trail.ledger.settings import SettingsError, read_tables
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.compacting import compact
 from rlhf_audit_trail.ledger.store.database import transact
+from rlhf_audit_trail.ledger.store.entries import FILED_ENTRIES
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, tile_path
 from rlhf_audit_trail.ledger.verified_log import VerifiedLog, open_pinned
 
@@ -43,11 +44,12 @@ __all__ = [
     "read_policy",
 ]
 
-_CHUNK_ENTRIES: Final = 1_000
+_CHUNK_ENTRIES: Final = 4 * FILED_ENTRIES  # whole tiles, so that none stays filed for nothing
 _KEPT_KIND: Final = "gap"  # it explains missing sequence numbers, which fsck asks about
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
+_SUBJECTS = models.SubjectTileRow.__table__  # type: ignore[attr-defined]
 
 
 class NotPrunable(AuditTrailError):
@@ -328,4 +330,7 @@ def _remove(
     if drop_vault:
         theirs = (sealed.log_number == number) & sealed.leaf_index.between(begin, last)
         dropped = connection.execute(delete(_VAULT).where(theirs)).rowcount
+        filed, tiles = _SUBJECTS.c, (begin // FILED_ENTRIES, last // FILED_ENTRIES)
+        these = (filed.log_number == number) & filed.tile_index.between(*tiles)
+        connection.execute(delete(_SUBJECTS).where(these))
     return emptied.rowcount, dropped

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select
 
 from rlhf_audit_trail.ledger.contradictions import Forked, RolledBack
 from rlhf_audit_trail.ledger.proof.bundle import AnchoredHead, Bundle, BundledEntry, encode_bundle
 from rlhf_audit_trail.ledger.proof.commitment import Opening
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.merkle import (
     consistency_proof,
     inclusion_proof,
@@ -22,9 +20,18 @@ from rlhf_audit_trail.ledger.proof.merkle import (
 from rlhf_audit_trail.ledger.proof.note import Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
 from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.entries import newest_of_kinds, spans_of_kinds
+from rlhf_audit_trail.ledger.stored_entry import (
+    AnchorView,
+    EntryMissing,
+    NotPublished,
+    NotSealed,
+    Pruned,
+    StoredEntry,
+)
 from rlhf_audit_trail.ledger.stored_tree import StoredTree
 from rlhf_audit_trail.ledger.succession import KeyHistory
-from rlhf_audit_trail.ledger.vault import Vault
+from rlhf_audit_trail.ledger.vault import Erased, Vault
 
 __all__ = [
     "AnchorView",
@@ -42,71 +49,12 @@ __all__ = [
 _PAGE_ROWS: Final = 1_000
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
+_READ = (_ENTRIES.c.leaf_index, _ENTRIES.c.writer_id, _ENTRIES.c.seq, _ENTRIES.c.data)
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
 _COSIGNATURES = models.CosignatureRow.__table__  # type: ignore[attr-defined]
 _ANCHORS = models.AnchorRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
-
-
-class EntryMissing(AuditTrailError):
-    """The log has no entry at this index."""
-
-
-class Pruned(AuditTrailError):
-    """The bytes of these entries were moved to an archive; their place in the tree stays.
-
-    Attributes:
-        archive: where they went, a directory of this machine.
-    """
-
-    def __init__(self, origin: str, archive: str) -> None:
-        super().__init__(
-            f"the entries of {origin} were pruned after the run was closed; "
-            "the registry log has the digest of the archive that holds them",
-            next_step=f"read them from {archive}, or put them back: rlhf-audit import {archive}",
-        )
-        self.archive = archive
-
-
-class NotPublished(AuditTrailError):
-    """No signed tree head covers these entries yet."""
-
-
-class NotSealed(AuditTrailError):
-    """There is no sealed value of this name to disclose."""
-
-
-@dataclass(frozen=True)
-class StoredEntry:
-    """An entry as it is stored."""
-
-    leaf_index: int
-    writer_id: str
-    seq: int
-    data: bytes
-
-    @property
-    def event(self) -> dict[str, Any]:
-        """The decoded record: public fields, and commitments under `c`."""
-        record: dict[str, Any] = json.loads(self.data)
-        return record
-
-
-@dataclass(frozen=True)
-class AnchorView:
-    """An anchor as the store knows it: pending, or where the chain was seen to hold it."""
-
-    tree_size: int
-    root: bytes
-    state: str
-    chain_id: int
-    contract: str
-    publisher: str
-    tx_hash: bytes
-    block_number: int | None
-    block_hash: bytes | None
-    block_timestamp: int | None
 
 
 class StoredLog:
@@ -218,23 +166,42 @@ class StoredLog:
         Raises:
             Pruned: the bytes of one of them are in an archive.
         """
-        columns = _ENTRIES.c
-        query = select(columns.leaf_index, columns.writer_id, columns.seq, columns.data)
-        query = query.where(columns.log_number == self.number).order_by(columns.leaf_index)
-        if stop is not None:
-            query = query.where(columns.leaf_index < stop)
-        if kind:
-            query = query.where(columns.kind == kind)
-        while True:
+        for where in self._pages(start, stop, kind):
+            query = select(*_READ).where(where).order_by(_ENTRIES.c.leaf_index)
             with self._engine.connect() as connection:
-                page = query.where(columns.leaf_index >= start).limit(_PAGE_ROWS)
-                rows = connection.execute(page).all()
+                rows = connection.execute(query).all()
             for row in rows:
                 data = bytes(row.data) or self._archived(row.leaf_index)
                 yield StoredEntry(row.leaf_index, row.writer_id, row.seq, data)
-            if len(rows) < _PAGE_ROWS:
-                return
-            start = rows[-1].leaf_index + 1
+
+    def _pages(self, start: int, stop: int | None, kind: str) -> Iterator[ColumnElement[bool]]:
+        """Yield what selects some entries at a time; in the end, all that were asked for."""
+        if kind:
+            with self._engine.connect() as connection:
+                pages = spans_of_kinds(connection, self.number, (kind,), start=start, stop=stop)
+                yield from list(pages)
+            return
+        columns = _ENTRIES.c
+        with self._engine.connect() as connection:
+            query = select(func.max(columns.leaf_index)).where(columns.log_number == self.number)
+            newest = connection.scalar(query)
+        end = 0 if newest is None else int(newest) + 1
+        for begin in range(start, end if stop is None else min(stop, end), _PAGE_ROWS):
+            last = min(begin + _PAGE_ROWS, end if stop is None else stop) - 1
+            yield and_(columns.log_number == self.number, columns.leaf_index.between(begin, last))
+
+    def newest(self, kind: str) -> StoredEntry | None:
+        """Return the last entry of a kind, None if there is none.
+
+        Raises:
+            Pruned: its bytes are in an archive.
+        """
+        with self._engine.connect() as connection:
+            row = newest_of_kinds(connection, _READ, self.number, (kind,))
+        if row is None:
+            return None
+        data = bytes(row.data) or self._archived(row.leaf_index)
+        return StoredEntry(row.leaf_index, row.writer_id, row.seq, data)
 
     def openings(self, leaf_index: int) -> list[Opening]:
         """Open an entry's sealed values; an entry without any gives an empty list.
@@ -250,18 +217,26 @@ class StoredLog:
         self, connection: Connection, leaf_index: int, writer_id: str, seq: int
     ) -> list[Opening]:
         row = connection.execute(
-            select(_VAULT).where(
-                _VAULT.c.log_number == self.number, _VAULT.c.leaf_index == leaf_index
-            )
+            select(_VAULT.c.subject, _VAULT.c.ciphertext, _LOGS.c.erasures)
+            .join(_LOGS, _LOGS.c.number == _VAULT.c.log_number)
+            .where(_VAULT.c.log_number == self.number, _VAULT.c.leaf_index == leaf_index)
         ).first()
         if row is None:
             return []
+        self._vault.heed(row.erasures)
+        if not row.ciphertext:
+            raise Erased("these values were erased and cannot be opened any more")
         place = place_of(writer_id, seq)
         return self._vault.unseal(bytes(row.subject), bytes(row.ciphertext), self.origin, place)
 
     def opened(self, leaf_index: int) -> dict[str, Any]:
         """Return an entry's sealed values, decoded; the operator's view."""
         return {item.path: json.loads(item.value) for item in self.openings(leaf_index)}
+
+    def pseudonym_of(self, subject: str) -> str | None:
+        """Return a person's name in this log; None if the vault knows no such person."""
+        known = self._vault.known(subject, self.origin)
+        return None if known is None else str(json.loads(known.pseudonym))
 
     # --- prove ------------------------------------------------------------------------
 

@@ -26,18 +26,17 @@ from collections.abc import Iterable
 from typing import Final, Self
 
 from rlhf_audit_trail.ledger.append_call import (
-    REQUEST_BYTES_MAX,
     AppendCall,
     NotAnswered,
 )
-from rlhf_audit_trail.ledger.bearer import TOKEN_VARIABLE, require_permitted
-from rlhf_audit_trail.ledger.drafts import check_size, draft
-from rlhf_audit_trail.ledger.events import EntryTooLarge, Event, InvalidEvent, encode_value
+from rlhf_audit_trail.ledger.bearer import TOKEN_VARIABLE
+from rlhf_audit_trail.ledger.events import EntryTooLarge, Event, InvalidEvent
 from rlhf_audit_trail.ledger.forks import finish_at_exit, survive_forks
 from rlhf_audit_trail.ledger.progress import Progress
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.remote_parts import (
     PartTicket,
+    encoded,
     first_of,
     gap_part,
     now_text,
@@ -50,8 +49,6 @@ __all__ = ["RemoteLog"]
 QUEUE_EVENTS_MAX: Final = 16_384
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 CLOSE_TIMEOUT_S: Final = 30.0
-_ENVELOPE_BYTES_MAX: Final = 1024
-_SUBJECT_CHARACTERS_MAX: Final = 1_000
 _PAUSE_S_FIRST: Final = 0.1
 _PAUSE_S_MAX: Final = 10.0
 
@@ -148,7 +145,9 @@ class RemoteLog:
             WriterClosed: `close` was called.
         """
         recorded_at = now_text()
-        parts = parts_of([self._encode(event, recorded_at) for event in events], recorded_at)
+        frame = {"run_id": self.run_id, "writer_id": self.writer_id, "recorded_at": recorded_at}
+        written = [encoded(event, **frame, seq_about=self._handed_over) for event in events]
+        parts = parts_of(written, recorded_at)
         tickets = [Ticket(self.run_id, part) for part in parts]
         with self._lock:
             self._raise_failure()
@@ -161,6 +160,11 @@ class RemoteLog:
             else:
                 self._enqueue([*self._gap(), *tickets])
         return [Receipt(ticket, at) for ticket in tickets for at in range(len(ticket.items))]
+
+    def lose(self, count: int, reason: str) -> None:
+        """Count events that were observed but could not be captured; a `gap` event tells."""
+        with self._lock:
+            self._lost, self._why_lost = self._lost + count, reason
 
     def _enqueue(self, tickets: Iterable[PartTicket]) -> None:
         """Queue tickets; with the lock held."""
@@ -185,22 +189,6 @@ class RemoteLog:
             if not self._lost:  # once for each time that the service falls behind
                 _logger.warning("events are dropped, and counted: %s", error.message)
             self._lost, self._why_lost = self._lost + len(ticket.items), error.message
-
-    def _encode(self, event: Event, recorded_at: str) -> bytes:
-        """Write an event as the service takes it, if the service would take it."""
-        require_permitted(event, self.writer_id)
-        # what number it gets is not known yet: about as many as were handed over before
-        check_size(draft(event), self.run_id, self.writer_id, self._handed_over, recorded_at)
-        if len(event.subject) > _SUBJECT_CHARACTERS_MAX:
-            raise InvalidEvent(f"a subject's id has at most {_SUBJECT_CHARACTERS_MAX:,} characters")
-        record = {"kind": event.kind, "fields": dict(event.fields), "sealed": dict(event.sealed)}
-        data = encode_value({**record, "subject": event.subject})
-        if len(data) > REQUEST_BYTES_MAX - _ENVELOPE_BYTES_MAX:
-            raise EntryTooLarge(
-                f"an event of {len(data):,} bytes; a request takes {REQUEST_BYTES_MAX:,} at most",
-                next_step="store the large value elsewhere, and refer to its digest",
-            )
-        return data
 
     def _raise_failure(self) -> None:
         """Raise what has to be told; with the lock held."""

@@ -53,7 +53,7 @@ class RemoteRun:
         self.run_id = log.run_id
         self.begun = progress
         self._log = log
-        self._is_strict = is_strict
+        self.is_strict = is_strict
 
     @property
     def tree_head(self) -> str:
@@ -79,6 +79,10 @@ class RemoteRun:
             events.append(Event(columns.kind, columns.fields, sealed, subject))
         return self._log.record_many(events) if events else []
 
+    def lose(self, count: int, reason: str) -> None:
+        """Count events that could not be captured; see `RemoteLog.lose`."""
+        self._log.lose(count, reason)
+
     def flush(self) -> None:
         """Wait until everything is durable, for half a minute at most.
 
@@ -89,7 +93,7 @@ class RemoteRun:
         try:
             self._log.flush(CLOSE_TIMEOUT_S)
         except TimeoutError as error:
-            kind = AppendFailed if self._is_strict else NotAnswered
+            kind = AppendFailed if self.is_strict else NotAnswered
             raise kind(
                 f"entries of the run {self.run_id} are not durable after {CLOSE_TIMEOUT_S:g} s",
                 next_step="see that the service answers; they are sent until the process ends",

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from rlhf_audit_trail.ledger.append_call import REQUEST_EVENTS_MAX
-from rlhf_audit_trail.ledger.events import encode_value
+from rlhf_audit_trail.ledger.append_call import REQUEST_BYTES_MAX, REQUEST_EVENTS_MAX
+from rlhf_audit_trail.ledger.bearer import require_permitted
+from rlhf_audit_trail.ledger.drafts import check_size, draft
+from rlhf_audit_trail.ledger.events import EntryTooLarge, Event, InvalidEvent, encode_value
 from rlhf_audit_trail.ledger.writer import Ticket
 
-__all__ = ["Part", "PartTicket", "first_of", "gap_part", "now_text", "parts_of"]
+__all__ = ["Part", "PartTicket", "encoded", "first_of", "gap_part", "now_text", "parts_of"]
 
 _PART_BYTES_MAX: Final = 1024 * 1024
 _GAP_BYTES: Final = 512
+_ENVELOPE_BYTES_MAX: Final = 1024
+_SUBJECT_CHARACTERS_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,35 @@ def parts_of(events: Sequence[bytes], recorded_at: str) -> list[Part]:
         part.append(event)
         size_bytes += len(event) + 1  # the comma
     return [*parts, Part(part, recorded_at, size_bytes)] if part else parts
+
+
+def encoded(
+    event: Event, *, run_id: str, writer_id: str, seq_about: int, recorded_at: str
+) -> bytes:
+    """Return an event as the service takes it, if the service would take it.
+
+    Args:
+        event: to be sent.
+        run_id: of the log.
+        writer_id: 32 hex digits.
+        seq_about: its number is not known yet; about as many were handed over before.
+        recorded_at: the clock at the call.
+
+    Raises:
+        InvalidEvent, EntryTooLarge, NotPermitted: it would be refused.
+    """
+    require_permitted(event, writer_id)
+    check_size(draft(event), run_id, writer_id, seq_about, recorded_at)
+    if len(event.subject) > _SUBJECT_CHARACTERS_MAX:
+        raise InvalidEvent(f"a subject's id has at most {_SUBJECT_CHARACTERS_MAX:,} characters")
+    record = {"kind": event.kind, "fields": dict(event.fields), "sealed": dict(event.sealed)}
+    data = encode_value({**record, "subject": event.subject})
+    if len(data) > REQUEST_BYTES_MAX - _ENVELOPE_BYTES_MAX:
+        raise EntryTooLarge(
+            f"an event of {len(data):,} bytes; a request takes {REQUEST_BYTES_MAX:,} at most",
+            next_step="store the large value elsewhere, and refer to its digest",
+        )
+    return data
 
 
 def now_text() -> str:

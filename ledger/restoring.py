@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select, update
@@ -25,6 +26,8 @@ from rlhf_audit_trail.ledger.proof.note import Algorithm
 from rlhf_audit_trail.ledger.reading import Forked, RolledBack, StoredLog
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import insert_columns, insert_missing, transact
+from rlhf_audit_trail.ledger.store.entries import Filing, insert_entries
+from rlhf_audit_trail.ledger.store.spans import Spans
 from rlhf_audit_trail.ledger.succession import KeyHistory
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, FullTile
 from rlhf_audit_trail.ledger.vault import Vault
@@ -36,7 +39,6 @@ _CHUNK_ENTRIES: Final = 4 * TILE_WIDTH  # of at most 64 kB: what one transaction
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
-_ENTRY_COLUMNS: Final = ("leaf_index", "writer_id", "seq", "kind", "data", "leaf_hash")
 _TILE_COLUMNS: Final = ("level", "tile_index", "hashes", "inner_nodes")
 _HEADS = models.TreeHeadRow.__table__  # type: ignore[attr-defined]
 
@@ -51,7 +53,7 @@ class _Chunk:
 
     begin: int
     end: int
-    rows: list[tuple[Any, ...]]  # as _ENTRY_COLUMNS
+    rows: list[tuple[str, int, str, bytes, bytes]]  # writer, number, kind, bytes, leaf hash
     tiles: list[FullTile]
 
 
@@ -161,8 +163,8 @@ class Restoration:
         entries = self.copy.entries(begin)
         while part := list(islice(entries, _CHUNK_ENTRIES - begin % TILE_WIDTH)):
             rows = [
-                (index, entry.writer_id, entry.seq, entry.kind, entry.data, leaf_hash(entry.data))
-                for index, entry in part
+                (entry.writer_id, entry.seq, entry.kind, entry.data, leaf_hash(entry.data))
+                for _, entry in part
             ]
             tiles = tree.append(leaf for *_, leaf in rows)
             yield _Chunk(begin, tree.size, rows, tiles)
@@ -193,12 +195,15 @@ def _store(connection: Connection, *, number: int, chunk: _Chunk) -> None:
             f"the log has {size:,} entries where {chunk.begin:,} were expected",
             next_step="let nobody append or import meanwhile, and start again",
         )
-    log = {"log_number": number}
-    entries = zip(_ENTRY_COLUMNS, zip(*chunk.rows, strict=True), strict=True)
-    insert_columns(connection, _ENTRIES, log, dict(entries))
+    index, spans = chunk.begin, Spans(number)
+    for writer_id, rows in groupby(chunk.rows, key=itemgetter(0)):
+        _, *columns = zip(*rows, strict=True)
+        insert_entries(connection, number, index, writer_id, *columns, spans=spans)
+        index += len(columns[0])
+    Filing(number).kinds(connection, chunk.begin, [row[2] for row in chunk.rows])
     if chunk.tiles:
         tiles = {name: [getattr(tile, name) for tile in chunk.tiles] for name in _TILE_COLUMNS}
-        insert_columns(connection, _TILES, log, tiles)
+        insert_columns(connection, _TILES, {"log_number": number}, tiles)
     connection.execute(update(_LOGS).where(_LOGS.c.number == number).values(size=chunk.end))
 
 

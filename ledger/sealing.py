@@ -9,6 +9,7 @@ feeds, 32 bytes of salt for each, u32 length of each value, the values. All big-
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Sequence
@@ -18,14 +19,15 @@ from typing import Final
 
 from rlhf_audit_trail.ledger.proof.commitment import COMMITMENT_DOMAIN, SALT_BYTES, Opening
 
-__all__ = ["NONCE_BYTES", "Sealer", "UnknownPlaintext", "sealer_of", "unpack"]
+__all__ = ["NONCE_BYTES", "Sealer", "UnknownPlaintext", "cut", "sealer_of", "unpack"]
 
 NONCE_BYTES: Final = 12
 _VERSION: Final = 1
-_BLOCK_BYTES: Final = 64  # of SHA-256
 _TO_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _TO_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
-_REST: Final = bytes(_BLOCK_BYTES - SALT_BYTES)  # HMAC fills a key up to a block
+_REST: Final = bytes(64 - SALT_BYTES)  # HMAC fills a key up to a block of SHA-256
+_INNER_REST: Final = _REST.translate(_TO_INNER)
+_OUTER_REST: Final = _REST.translate(_TO_OUTER)
 
 
 class UnknownPlaintext(ValueError):
@@ -47,30 +49,30 @@ class Sealer:
         """Return the commitments in hex, and the plaintext, of each row of values.
 
         A commitment is HMAC-SHA256 under a new salt of 32 bytes. Spelled as its two hashes,
-        for a whole column at once, it takes half the time of `hmac.digest`.
+        for a whole column at once, it takes less than half the time of `hmac.digest`.
         """
-        blocks = range(0, _BLOCK_BYTES * len(columns[0]), _BLOCK_BYTES)
-        salts, commitments = [], []
+        commitments, salts, end = [], [], _OUTER_REST
         for prefix, values in zip(self._prefixes, columns, strict=True):
             random = os.urandom(SALT_BYTES * len(values))
-            column = [random[at : at + SALT_BYTES] for at in range(0, len(random), SALT_BYTES)]
-            keys = _REST.join(column) + _REST
-            inner, outer = keys.translate(_TO_INNER), keys.translate(_TO_OUTER)
-            digests = [
-                sha256(inner[at : at + _BLOCK_BYTES] + prefix + value).digest()
-                for at, value in zip(blocks, values, strict=True)
-            ]
+            inner = cut(random.translate(_TO_INNER), SALT_BYTES)
+            outer = cut(random.translate(_TO_OUTER), SALT_BYTES)
+            begin = _INNER_REST + prefix
             commitments.append(
                 [
-                    sha256(outer[at : at + _BLOCK_BYTES] + digest).hexdigest()
-                    for at, digest in zip(blocks, digests, strict=True)
+                    sha256(left + end + sha256(right + begin + value).digest()).hexdigest()
+                    for left, right, value in zip(outer, inner, values, strict=True)
                 ]
             )
-            salts.append(column)
-        header, lengths, join = self._header, self._lengths, b"".join
-        rows = zip(zip(*salts, strict=True), zip(*columns, strict=True), strict=True)
-        plain = [join((header, *salt, lengths(*map(len, row)), *row)) for salt, row in rows]
-        return list(zip(*commitments, strict=True)), plain
+            salts.append(cut(random, SALT_BYTES))
+        headers = itertools.repeat(self._header, len(columns[0]))
+        lengths = map(self._lengths, *[map(len, values) for values in columns])
+        plain = map(b"".join, zip(headers, *salts, lengths, *columns, strict=True))
+        return list(zip(*commitments, strict=True)), list(plain)
+
+
+def cut(data: bytes, size_bytes: int) -> tuple[bytes, ...]:
+    """Cut bytes into pieces of one size."""
+    return struct.unpack(f"{size_bytes}s" * (len(data) // size_bytes), data)
 
 
 @lru_cache(maxsize=256)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
+from rlhf_audit_trail.ledger.events import KINDS
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "ChainSettings",
     "GuardSettings",
     "LedgerSettings",
+    "RetentionSettings",
     "SettingsError",
     "UnknownSetting",
     "WitnessSettings",
@@ -40,6 +43,7 @@ ENVIRONMENT: Final = "environment"
 KEYSTORE: Final = "keystore"
 REMOTE: Final = "remote"
 RPC_TIMEOUT_S_MAX: Final = 600.0
+_DAYS: Final = re.compile(r"[1-9][0-9]{0,5}d")
 GUARD_TIMEOUT_S_MAX: Final = 600.0  # a start that takes longer is taken for one that hangs
 
 
@@ -314,11 +318,61 @@ class GuardSettings:
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class BlobSettings:
+    """Table `[blobs]` of `rlhf-audit.toml`: where large values and weights go from now on.
+
+    Attributes:
+        url: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or
+            abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PREFIX; credentials come from the
+            environment. Empty: the directory `blobs`.
+    """
+
+    url: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetentionSettings:
+    """Table `[retention]` of `rlhf-audit.toml`: for how long sealed values are kept.
+
+    Attributes:
+        keep: kinds of event and days, `annotation.recorded=90d`; what is not named stays.
+            `rlhf-audit retention run` destroys what is older.
+    """
+
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be made of; raises SettingsError."""
+        if len(self.days) != len(self.keep):
+            raise SettingsError(
+                "retention.keep names a kind of event twice", next_step="write each kind once"
+            )
+
+    @property
+    def days(self) -> dict[str, int]:
+        """Days by kind of event; raises SettingsError."""
+        return dict(map(self._read, self.keep))
+
+    @staticmethod
+    def _read(text: str) -> tuple[str, int]:
+        kind, _, days = text.partition("=")
+        if kind not in KINDS or not KINDS[kind].sealed or _DAYS.fullmatch(days) is None:
+            raise SettingsError(
+                f"retention.keep has {text!r:.80}",
+                next_step="write a kind of event that has sealed fields, and days: "
+                "annotation.recorded=90d",
+            )
+        return kind, int(days[:-1])
+
+
 LEDGER_TABLES: Final[Mapping[str, type[Any]]] = {
     "ledger": LedgerSettings,
     "chain": ChainSettings,
     "anchor": AnchorSettings,
     "witnesses": WitnessSettings,
     "guard": GuardSettings,
+    "blobs": BlobSettings,
+    "retention": RetentionSettings,
 }
 """All tables of `rlhf-audit.toml`."""

@@ -321,6 +321,10 @@ class SigningLog(StoredLog):
             self._known_closed = bool(connection.scalar(query))
         return self._known_closed
 
+    def _count_erasures(self, connection: Connection) -> int:
+        query = select(_LOGS.c.erasures).where(_LOGS.c.number == self.number)
+        return int(connection.scalar(query) or 0)
+
 
 def now_text() -> str:
     """Return the writer's clock as entries carry it, `2026-11-20T10:15:00.123456Z`."""

@@ -31,13 +31,13 @@ from rlhf_audit_trail.ledger.refusals import BadToken, NotPermitted
 from rlhf_audit_trail.ledger.signing import now_text
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.database import insert_missing, transact
+from rlhf_audit_trail.ledger.store.spans import next_seq
 
 __all__ = ["RemoteWriter", "WriterExists", "WriterMissing", "WriterToken", "WriterTokens"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TOKENS = models.WriterTokenRow.__table__  # type: ignore[attr-defined]
 _WRITERS = models.RemoteWriterRow.__table__  # type: ignore[attr-defined]
-_ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 
 
@@ -297,11 +297,7 @@ def _bind(
     connection: Connection, token: WriterToken, log_number: int, writer_id: str
 ) -> str | None:
     """Return whose the writer id is from now on; None if a process of the ledger has it."""
-    columns = _ENTRIES.c
-    query = select(columns.seq).where(
-        columns.log_number == log_number, columns.writer_id == writer_id
-    )
-    if connection.execute(query.limit(1)).first() is None:
+    if not next_seq(connection, log_number, writer_id):
         row = {"log_number": log_number, "writer_id": writer_id, "writer": token.writer}
         insert_missing(connection, _WRITERS, [row | {"first_seen_at": now_text()}])
     return _owner(connection, log_number, writer_id)

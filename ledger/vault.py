@@ -79,7 +79,29 @@ class Vault:
         self._index_key = derive(operator_secret, b"vault-index", "")
         self._secrets: dict[bytes, bytes] = {}
         self._subjects: dict[str, dict[str, Subject]] = {}
+        self._erasures = 0
         self._lock = threading.Lock()
+
+    @property
+    def keys(self) -> Engine:
+        """The database of the subjects' secrets."""
+        return self._engine
+
+    @property
+    def erasures(self) -> int:
+        """How many erasures the ledger had when the secrets known here were looked up."""
+        return self._erasures
+
+    def heed(self, erasures: int) -> None:
+        """Forget all secrets if the ledger has had other erasures than this vault knows of.
+
+        Args:
+            erasures: what a transaction found in a log's row that is committed. Secrets are
+                then looked up after those erasures, and not destroyed by any of them.
+        """
+        with self._lock:
+            if erasures != self._erasures:
+                self._secrets, self._subjects, self._erasures = {}, {}, erasures
 
     def begin_anew(self) -> None:
         """In a forked child: a lock that another thread of the parent held stays locked."""
@@ -91,7 +113,7 @@ class Vault:
         An empty subject is the run itself; a person is the same in every run.
         """
         name = f"person\x00{subject}" if subject else f"run\x00{origin}"
-        return hmac.digest(self._index_key, name.encode(), hashlib.sha256)[:_TAG_BYTES]
+        return _keyed(self._index_key, name.encode())[:_TAG_BYTES]
 
     def prepare(self, names: Iterable[str], origin: str) -> Mapping[str, Subject]:
         """Return the subjects of these names, all of whose secrets are durable then.
@@ -109,6 +131,15 @@ class Vault:
                 pseudonym = encode_value(self.pseudonym(secret, origin))
                 known[name] = Subject(tag, _cipher(secret), pseudonym)
         return known
+
+    def known(self, name: str, origin: str) -> Subject | None:
+        """Return a subject if it has a secret; none is made."""
+        tag = self.subject_tag(name, origin)
+        try:
+            secret = self._secret(tag)
+        except Erased:
+            return None
+        return Subject(tag, _cipher(secret), encode_value(self.pseudonym(secret, origin)))
 
     def _create(self, tags: list[bytes]) -> dict[bytes, bytes]:
         """Make secrets that are missing; where another process was first, its own hold."""
@@ -144,7 +175,7 @@ class Vault:
 
     def _secret(self, subject: bytes) -> bytes:
         with self._lock:
-            known = self._secrets.get(subject)
+            known, erasures = self._secrets.get(subject), self._erasures
         if known is not None:
             return known
         with self._engine.connect() as connection:
@@ -152,14 +183,25 @@ class Vault:
         if row is None:
             raise Erased("these values were erased and cannot be opened any more")
         with self._lock:
-            return self._secrets.setdefault(subject, bytes(row.secret))
+            if erasures == self._erasures:  # else it may be one that was destroyed meanwhile
+                self._secrets[subject] = bytes(row.secret)
+        return bytes(row.secret)
 
     @staticmethod
     def pseudonym(secret: bytes, origin: str) -> str:
         """Return a subject's name in one log: 128 bits in hex, HMAC-SHA256(secret, origin)."""
         message = b"pseudonym\x00" + origin.encode()
-        return hmac.digest(secret, message, hashlib.sha256)[:_TAG_BYTES].hex()
+        return _keyed(secret, message)[:_TAG_BYTES].hex()
 
 
 def _cipher(secret: bytes) -> AESGCM:
-    return AESGCM(hmac.digest(secret, b"seal", hashlib.sha256))
+    return AESGCM(_keyed(secret, b"seal"))
+
+
+def _keyed(key: bytes, message: bytes) -> bytes:
+    """Return HMAC-SHA256.
+
+    Not by `hmac.digest`, which lets other threads run while it is inside OpenSSL: of a child
+    forked just then, a thread was once seen to wait there for ever.
+    """
+    return hmac.new(key, message, hashlib.sha256).digest()

@@ -25,7 +25,8 @@ from rlhf_audit_trail.ledger.proof.commitment import commit
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.reading import StoredLog, place_of
 from rlhf_audit_trail.ledger.store import models, postgresql
-from rlhf_audit_trail.ledger.store.database import insert_missing, transact
+from rlhf_audit_trail.ledger.store.database import transact
+from rlhf_audit_trail.ledger.store.entries import Filing, insert_sealed
 from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 
 __all__ = ["BackupUnreadable", "Brought", "bring_vault_rows", "count_unopenable"]
@@ -129,12 +130,13 @@ def _bring(engine: Engine, vault: Vault, log: StoredLog, find: _Find) -> Brought
             counts[outcome] += 1
             if outcome == "rows":
                 subject, ciphertext = found
-                row = {"log_number": log.number, "leaf_index": entry.leaf_index}
-                rows.append(row | {"subject": subject, "ciphertext": ciphertext})
+                rows.append((entry.leaf_index, subject, ciphertext))
         if rows:
 
-            def work(connection: Connection, rows: list[dict[str, Any]] = rows) -> None:
-                insert_missing(connection, _VAULT, rows)
+            def work(connection: Connection, rows: list[tuple[int, bytes, bytes]] = rows) -> None:
+                columns = list(zip(*rows, strict=True))
+                insert_sealed(connection, log.number, *columns, is_missing_only=True)
+                Filing(log.number).subjects(connection, *columns[:2])
 
             transact(engine, work)
     return Brought(**counts)

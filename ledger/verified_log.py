@@ -12,7 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent
-from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES, leaf_hash, root_from_nodes
+from rlhf_audit_trail.ledger.proof.merkle import (
+    HASH_BYTES,
+    inclusion_proof,
+    leaf_hash,
+    root_from_nodes,
+)
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, TreeHead
 from rlhf_audit_trail.ledger.tiles import (
@@ -159,6 +164,10 @@ class VerifiedLog:
     def root_at(self, size: int) -> bytes:
         """Return the root of the first `size` entries; raises as `hash_tile`."""
         return root_from_nodes(size, self._reader().node)
+
+    def prove_inclusion(self, leaf_index: int) -> tuple[bytes, ...]:
+        """Return the path from an entry to the signed root; raises as `hash_tile`."""
+        return inclusion_proof(leaf_index, self.head.size, self._reader().node)
 
     def tree_at(self, size: int) -> GrowingTree:
         """Return the tree of the first `size` entries, to be grown; raises as `hash_tile`."""

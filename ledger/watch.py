@@ -16,6 +16,7 @@ from rlhf_audit_trail.ledger.peers import contract_peers, mirror_peers, witness_
 from rlhf_audit_trail.ledger.settings import ChainSettings, GuardSettings, WitnessSettings
 from rlhf_audit_trail.ledger.signing import SigningLog
 from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.entries import newest_of_kinds
 from rlhf_audit_trail.ledger.tlog_policy import TlogPolicy, read_policy
 from rlhf_audit_trail.ledger.witness_client import Collection
 
@@ -108,8 +109,8 @@ class Watch:
 
 def _registered_publisher(engine: Engine) -> str:
     """Return who anchored last, as the registry log says; empty if nobody did."""
-    query = select(_ENTRIES.c.data).join(_LOGS, _LOGS.c.number == _ENTRIES.c.log_number)
-    query = query.where(_LOGS.c.run_id == "registry", _ENTRIES.c.kind == "chain.registered")
+    registry = select(_LOGS.c.number).where(_LOGS.c.run_id == "registry")
     with engine.connect() as connection:
-        data = connection.scalar(query.order_by(_ENTRIES.c.leaf_index.desc()).limit(1))
-    return "" if data is None else str(json.loads(data).get("publisher", ""))
+        number = connection.scalar(registry) or 0
+        row = newest_of_kinds(connection, (_ENTRIES.c.data,), number, ("chain.registered",))
+    return "" if row is None else str(json.loads(row.data).get("publisher", ""))

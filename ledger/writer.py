@@ -19,10 +19,11 @@ from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
 __all__ = ["AppendFailed", "Overloaded", "Receipt", "Receipts", "Ticket", "Writer", "WriterClosed"]
 
-GROUP_ENTRIES_MAX: Final = 8_192  # fewer would spend more on waiting for Python's lock
+GROUP_ENTRIES_MAX: Final = 8_000  # as many as one statement takes
 QUEUE_ENTRIES_MAX: Final = 16_384  # two commits' worth: more would only be memory
 RETRY_DELAYS_S: Final = (0.05, 0.2, 1.0)
 LOOK_AGAIN_S: Final = 0.005  # who does not ask a receipt waits for so long at most
+PATIENT_ENTRIES_MAX: Final = 512  # so many are a group of their own
 
 _logger = logging.getLogger(__name__)
 
@@ -46,14 +47,25 @@ class Ticket(Generic[Item]):
     """What one call handed over, and what became of it.
 
     Owned by the caller until submitted, then by the writer until `done` is set.
+
+    Attributes:
+        log: run id.
+        items: the entries.
+        patience_s: how long they may wait for others to be committed with, while nobody asks.
     """
 
     log: str
     items: Item
+    patience_s: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
     indices: Sequence[int] = ()
     error: AuditTrailError | None = None
     helper: Writer[Item] | None = None
+    count: int = field(init=False)  # of its entries
+
+    def __post_init__(self) -> None:
+        """Count, once: it is asked by everybody."""
+        self.count = len(self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +131,10 @@ class Writer(Generic[Item]):
     the disk, so each goes on while the other works. What needs no preparing to speak of is
     prepared by who hands it over, and a caller who waits for a receipt commits himself
     where the thread has not begun: a thread that must wake up costs more than small work.
+
+    Patient tickets are kept until the first of them has waited long enough, or anything
+    comes that is not patient: a caller who hands over little and often, and computes in
+    between, is disturbed once in a while and not each time.
     """
 
     def __init__(
@@ -156,8 +172,11 @@ class Writer(Generic[Item]):
         self._closed = False
         self._raw: deque[Ticket[Item]] = deque()  # the first one is being prepared
         self._ready: deque[Ticket[Item]] = deque()
+        self._patient: deque[Ticket[Item]] = deque()
+        self._due_s: float | None = None  # until when they wait
         self._in_doubt: list[Ticket[Item]] = []  # a commit of these was interrupted
         self._entries = 0  # waiting in all of them
+        self._queueing = 0  # callers who wait for room
         self._barriers: list[tuple[int, threading.Event]] = []
         self._handed_over = self._settled = 0  # tickets so far
         self._looks_soon = False  # the committing thread will, whether or not it is woken
@@ -172,7 +191,7 @@ class Writer(Generic[Item]):
             Overloaded: it was still full after `wait_s` seconds; the ticket was not taken.
             WriterClosed: the ledger was closed.
         """
-        count = len(ticket.items)
+        count = ticket.count
         if is_light := self._is_light(ticket.items):
             self._prepare(ticket)
         with self._lock:
@@ -180,7 +199,7 @@ class Writer(Generic[Item]):
             def has_room() -> bool:
                 return self._closed or self._entries + count <= max(QUEUE_ENTRIES_MAX, count)
 
-            if not has_room() and not self._taken.wait_for(has_room, wait_s):
+            if not has_room() and not self._wait_for_room(has_room, wait_s):
                 raise Overloaded(
                     f"{self._entries:,} entries wait for the store, and more came for {wait_s} s",
                     next_step="record less often, use a faster disk, or raise queue_wait_ms",
@@ -192,18 +211,48 @@ class Writer(Generic[Item]):
             ticket.helper = self
             self._entries += count
             self._handed_over += 1
-            if is_light and not self._raw:
-                self._ready.append(ticket)
-                if not self._looks_soon:
-                    self._prepared.notify()
+            if ticket.patience_s and self._entries < PATIENT_ENTRIES_MAX:
+                self._patient.append(ticket)
+                if self._due_s is None:
+                    self._due_s = time.monotonic() + ticket.patience_s
+                    self._prepared.notify()  # whoever sleeps until it is woken has an alarm now
                 return
-            if len(self._threads) == 1:
-                self._start("ledger-preparer", self._preparing)
-            self._raw.append(ticket)
-            self._arrived.notify()
+            self._urge()
+            self._queue(ticket, is_light=is_light)
+
+    def _urge(self) -> None:
+        """Let the patient ones go on; with the lock held."""
+        self._due_s = None
+        while self._patient:
+            ticket = self._patient.popleft()
+            self._queue(ticket, is_light=self._is_light(ticket.items))
+
+    def _queue(self, ticket: Ticket[Item], *, is_light: bool) -> None:
+        """Put a ticket behind those that came before it; with the lock held."""
+        if is_light and not self._raw:
+            self._ready.append(ticket)
+            if not self._looks_soon:
+                self._prepared.notify()
+            return
+        if len(self._threads) == 1:
+            self._start("ledger-preparer", self._preparing)
+        self._raw.append(ticket)
+        self._arrived.notify()
+
+    def _wait_for_room(self, has_room: Callable[[], bool], wait_s: float | None) -> bool:
+        """Return whether there is room after `wait_s` seconds at most; with the lock held."""
+        self._urge()
+        self._queueing += 1
+        try:
+            return self._taken.wait_for(has_room, wait_s)
+        finally:
+            self._queueing -= 1
 
     def help(self) -> None:
         """Commit what is ready, if nobody does; for a caller who would only wait for it."""
+        if self._patient:
+            with self._lock:
+                self._urge()
         if not self._at_work.acquire(blocking=False):
             return
         try:
@@ -224,6 +273,7 @@ class Writer(Generic[Item]):
             self._require_open()
             if self._settled == self._handed_over:
                 return
+            self._urge()
             self._barriers.append((self._handed_over, reached))
         self.help()
         reached.wait()
@@ -231,6 +281,7 @@ class Writer(Generic[Item]):
     def close(self) -> None:
         """Finish what was handed over, then stop; calling it again does nothing."""
         with self._lock:
+            self._urge()  # first: who prepares stops where all is prepared and no more will come
             self._closed = True
             for condition in (self._arrived, self._prepared, self._taken):
                 condition.notify_all()
@@ -278,10 +329,14 @@ class Writer(Generic[Item]):
         """
         with self._lock:
             while not self._ready and not self._in_doubt:
+                left_s = None if self._due_s is None else self._due_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    self._urge()
+                    continue
                 if self._closed and not self._raw:
                     return False
                 settled = self._settled
-                is_woken = self._prepared.wait(LOOK_AGAIN_S if self._looks_soon else None)
+                is_woken = self._prepared.wait(LOOK_AGAIN_S if self._looks_soon else left_s)
                 self._looks_soon = is_woken or self._settled != settled
             self._looks_soon = True
         return True
@@ -296,9 +351,10 @@ class Writer(Generic[Item]):
             while self._ready and count < GROUP_ENTRIES_MAX:
                 ticket = self._ready.popleft()
                 group.append(ticket)
-                count += len(ticket.items)
+                count += ticket.count
             self._entries -= count
-            self._taken.notify_all()
+            if self._queueing:
+                self._taken.notify_all()
         return group
 
     def _settle(self, group: list[Ticket[Item]]) -> None:

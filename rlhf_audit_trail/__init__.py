@@ -7,19 +7,48 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rlhf_audit_trail.auditor import AuditableRLHF
-    from rlhf_audit_trail.ppo import AuditablePPOTrainer
-    from rlhf_audit_trail.ppo_args import PPOArgs
+    from rlhf_audit_trail.ppo.args import PPOArgs
+    from rlhf_audit_trail.ppo.trainer import AuditablePPOTrainer
     from rlhf_audit_trail.privacy.config import PrivacyConfig
+    from rlhf_audit_trail.trl import (
+        AuditableDPOTrainer,
+        AuditableGRPOTrainer,
+        AuditableKTOTrainer,
+        AuditableRewardTrainer,
+        AuditableRLOOTrainer,
+        AuditableSFTTrainer,
+        auditable,
+    )
 
-__all__ = ["AuditablePPOTrainer", "AuditableRLHF", "PPOArgs", "PrivacyConfig"]
+__all__ = [
+    "AuditableDPOTrainer",
+    "AuditableGRPOTrainer",
+    "AuditableKTOTrainer",
+    "AuditablePPOTrainer",
+    "AuditableRLHF",
+    "AuditableRLOOTrainer",
+    "AuditableRewardTrainer",
+    "AuditableSFTTrainer",
+    "PPOArgs",
+    "PrivacyConfig",
+    "auditable",
+]
 
 # Loaded at first use: the auditor's install has neither torch nor a database, and
 # `import rlhf_audit_trail` must work there and cost nothing.
+_TRL: Final = "rlhf_audit_trail.trl"
 _HOMES: Final = {
-    "AuditablePPOTrainer": "rlhf_audit_trail.ppo",
+    "AuditableDPOTrainer": _TRL,
+    "AuditableGRPOTrainer": _TRL,
+    "AuditableKTOTrainer": _TRL,
+    "AuditablePPOTrainer": "rlhf_audit_trail.ppo.trainer",
     "AuditableRLHF": "rlhf_audit_trail.auditor",
-    "PPOArgs": "rlhf_audit_trail.ppo_args",
+    "AuditableRLOOTrainer": _TRL,
+    "AuditableRewardTrainer": _TRL,
+    "AuditableSFTTrainer": _TRL,
+    "PPOArgs": "rlhf_audit_trail.ppo.args",
     "PrivacyConfig": "rlhf_audit_trail.privacy.config",
+    "auditable": _TRL,
 }
 
 

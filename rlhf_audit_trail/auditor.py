@@ -8,103 +8,81 @@ assert auditor.verify_provenance(start_checkpoint="epoch_0", end_checkpoint="epo
 
 from __future__ import annotations
 
-import importlib.util
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+import atexit
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self, overload
 
-from rlhf_audit_trail.capture import WrongArgument
-from rlhf_audit_trail.ledger.chain.following import following
-from rlhf_audit_trail.ledger.events import Event
-from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
+from rlhf_audit_trail.auditor_runs import AuditorRuns, UnsupportedMode
+from rlhf_audit_trail.detectors.rule import Rule
+from rlhf_audit_trail.detectors.rules import DEFAULT_RULES
+from rlhf_audit_trail.ledger.log import Log, Receipt
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.verify import OnChain
-from rlhf_audit_trail.ledger.remote_ledger import RemoteLedger
-from rlhf_audit_trail.privacy.config import PrivacyConfig, PrivacyError
-from rlhf_audit_trail.provenance import Provenance, verify_provenance
-from rlhf_audit_trail.recorder import CheckpointRecord, PolicyUpdate, RunRecorder
-from rlhf_audit_trail.run_events import check_source, config_event, rehearse
+from rlhf_audit_trail.record.provenance import Provenance, verify_provenance
+from rlhf_audit_trail.record.recorder import CheckpointRecord, PolicyUpdate, RunRecorder
+from rlhf_audit_trail.record.reward import recorded_reward
 
-__all__ = ["AuditableRLHF", "NotTracking", "UnsupportedMode"]
+__all__ = ["AuditableRLHF", "NoLedger", "NotTracking", "UnsupportedMode", "of_environment"]
+
+
+LEDGER_VARIABLE: Final = "RLHF_AUDIT_LEDGER"
+_logger = logging.getLogger(__name__)
 
 
 class NotTracking(AuditTrailError):
     """A call that belongs to a run was made outside `track_training`."""
 
 
-class UnsupportedMode(PrivacyError):
-    """A privacy mode promises what cannot be kept here."""
+class NoLedger(AuditTrailError):
+    """Nothing says where the ledger is."""
 
 
-class AuditableRLHF:
+class AuditableRLHF(AuditorRuns):
     """Records preference training into a ledger, and checks what was recorded.
 
     Safe to share between threads. Runs tracked at the same time stay separate: within
     its block each thread or task records into its own run.
     """
 
-    def __init__(
-        self,
-        model_name: str,
-        *,
-        ledger: Ledger | RemoteLedger | Path | str,
-        token: str | None = None,
-        privacy_config: PrivacyConfig | None = None,
-        source: str = "human",
-        judge_model: str = "",
-        seed: int | None = None,
-        watch_optimizers: bool = True,
-    ) -> None:
-        """Open the ledger.
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return an auditor for a training that does not make one itself.
 
-        Args:
-            model_name: of the policy, for people.
-            ledger: an open one, or its directory, which is then closed by `close`. Or the
-                address of `rlhf-audit serve` on another machine: https://audit.acme.example.
-            token: for such an address; by default RLHF_AUDIT_WRITER_TOKEN.
-            privacy_config: how annotators are protected; by default the mode moderate.
-            source: who gives the preferences: human, user_interaction, ai_feedback, simulated.
-            judge_model: the judging model's name and revision, for ai_feedback.
-            seed: of the training; recorded as a commitment only.
-            watch_optimizers: measure every torch optimizer step while training is tracked.
+        Of RLHF_AUDIT_LEDGER (a directory or address), RLHF_AUDIT_SOURCE (human by default),
+        RLHF_AUDIT_JUDGE_MODEL and RLHF_AUDIT_MODEL; `rlhf-audit run` sets them.
 
         Raises:
-            WrongArgument: `privacy_config` is something else, or a token comes with a directory.
-            UnknownSource: nobody could tell who gave the preferences.
-            UnsupportedMode: the mode strong, under which no raw value may be stored.
-            LedgerMissing, RolledBack, Forked: the ledger cannot be opened or trusted.
+            NoLedger: nothing says where the ledger is.
+            UnknownSource, LedgerMissing: as the constructor.
         """
-        if privacy_config is not None and not isinstance(privacy_config, PrivacyConfig):
-            raise WrongArgument(
-                f"privacy_config is of type {type(privacy_config).__name__}",
-                next_step="pass PrivacyConfig(...), for example with annotator_privacy_mode",
+        ledger = os.environ.get(LEDGER_VARIABLE, "")
+        if not ledger:
+            raise NoLedger(
+                f"a trainer should record itself, and {LEDGER_VARIABLE} is not set",
+                next_step=f"set {LEDGER_VARIABLE} to the ledger's directory or address",
             )
-        self.model_name = model_name
-        self.privacy_config = privacy_config or PrivacyConfig()
-        self.source = check_source(source, judge_model)
-        self.judge_model = judge_model
-        self.seed = seed
-        if self.privacy_config.annotator_privacy_mode == "strong":
-            raise UnsupportedMode(
-                "the mode strong keeps raw values off the disk; here they would lie in the vault",
-                next_step="use moderate, or privatise the values before they are logged",
-            )
-        self._watch_optimizers = watch_optimizers
-        self._owns_ledger = not isinstance(ledger, Ledger | RemoteLedger)
-        self.ledger = _opened(ledger, token)
-        self._current: ContextVar[RunRecorder | None] = ContextVar("run", default=None)
-        self._active: list[RunRecorder] = []  # owned by _lock
-        self._lock = threading.Lock()
-        self._last_run: RunRecorder | None = None
+        return cls(
+            os.environ.get("RLHF_AUDIT_MODEL", "policy"),
+            ledger=ledger,
+            source=os.environ.get("RLHF_AUDIT_SOURCE", "human"),
+            judge_model=os.environ.get("RLHF_AUDIT_JUDGE_MODEL", ""),
+        )
 
     # --- a run ------------------------------------------------------------------------
 
     @contextmanager
     def track_training(
-        self, experiment_name: str, *, config: Mapping[str, Any] | None = None
+        self,
+        experiment_name: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        detectors: Iterable[Rule] = DEFAULT_RULES,
     ) -> Iterator[RunRecorder]:
         """Record a training run; the same name again resumes it.
 
@@ -116,6 +94,8 @@ class AuditableRLHF:
         Args:
             experiment_name: names the run and its log: letters, digits, dots, dashes.
             config: settings to record before the first step.
+            detectors: rules for drift and reward hacking, whose alerts are recorded; empty
+                for none.
 
         Raises:
             InvalidName: the name cannot be part of a log's origin.
@@ -123,33 +103,42 @@ class AuditableRLHF:
             LogMissing, NotPermitted, BadToken, NotAnswered: a ledger on another machine has no
                 such run, does not let this writer in, or does not answer.
         """
-        settings = {"model_name": self.model_name, **(config or {})}
-        settings["privacy"] = self.privacy_config.to_public_dict()
-        started = {"name": experiment_name, "model_name": self.model_name, "source": self.source}
-        # opening a run announces it for ever: what would be refused is refused before
-        rehearse([Event("run.started", started), config_event(settings, self.seed)])
-        log = self.ledger.open_run(experiment_name)
-        recorder = RunRecorder(log, source=self.source, judge_model=self.judge_model)
-        recorder.begin(experiment_name, self.model_name, settings, self.seed)
-        with (
-            # a ledger on another machine is anchored there
-            following(self.ledger) if isinstance(self.ledger, Ledger) else nullcontext(),
-            self._made_current(recorder),
-            self._watching(recorder),
-        ):
+        with self._begun(experiment_name, config, self.seed, detectors) as recorder:
+            token = self._current.set(recorder)
             try:
                 yield recorder
-            except BaseException as error:
-                _record_failure(recorder, error)
-                raise
-            recorder.finish("completed")
+            finally:
+                self._current.reset(token)
 
-    def run(self) -> RunRecorder:
-        """Return the recorder of the run that is being tracked here.
+    @overload
+    def run(self) -> RunRecorder: ...
+
+    @overload
+    def run(
+        self, name: str, config: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> RunRecorder: ...
+
+    def run(
+        self,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> RunRecorder:
+        """Begin a run, or return the recorder of the one that is being tracked here.
+
+        A run that was begun so ends with `with`, or by `finish` and `ends_with().close()`.
+
+        Args:
+            name: of the run to begin; None for the one that is being tracked.
+            config: settings to record before the first step.
+            seed: recorded as a commitment only; by default the auditor's.
 
         Raises:
             NotTracking: there is none, or several and none was begun in this thread.
+            InvalidName, RunClosed, LogMissing, NotPermitted: as `track_training`.
         """
+        if name is not None:
+            return self._begun(name, config, self.seed if seed is None else seed)
         current = self._current.get()
         if current is not None:
             return current
@@ -162,6 +151,33 @@ class AuditableRLHF:
             f"{which} being tracked here",
             next_step="call this inside `with auditor.track_training(experiment_name=...)`",
         )
+
+    def current(self) -> RunRecorder | None:
+        """Return the recorder of the run that is being tracked here, or None."""
+        try:
+            return self.run()
+        except NotTracking:
+            return None
+
+    def lasting(self, name: str) -> RunRecorder:
+        """Begin a run that ends when the process does; for trainers that nothing encloses.
+
+        A process that an exception ends leaves the run as failed, by the exception's type.
+
+        Raises:
+            InvalidName, RunClosed, LogMissing, NotPermitted: as `track_training`.
+        """
+        recorder = self._begun(name, None, self.seed)
+
+        def finish() -> None:
+            error = getattr(sys, "last_value", None)
+            try:
+                recorder.__exit__(type(error), error, None)
+            except AuditTrailError as why:  # the process ends: there is nobody to raise to
+                _logger.warning("the end of %s was not recorded: %s", recorder.run_id, why)
+
+        atexit.register(finish)
+        return recorder
 
     def log_annotations(
         self, *, prompts: Any, responses: Any, rewards: Any, annotator_ids: Any = None
@@ -198,9 +214,43 @@ class AuditableRLHF:
         metrics: Mapping[str, Any] | None = None,
         model: Any = None,
         path: Path | str | None = None,
+        derived_from: Any = None,
+        derivation: str = "training",
     ) -> CheckpointRecord:
         """Record a model checkpoint, named `epoch_<n>`; see `RunRecorder.checkpoint`."""
-        return self.run().checkpoint(epoch=epoch, metrics=metrics, model=model, path=path)
+        return self.run().checkpoint(
+            epoch=epoch,
+            metrics=metrics,
+            model=model,
+            path=path,
+            derived_from=derived_from,
+            derivation=derivation,
+        )
+
+    def model(
+        self, model: Any, role: str, *, derived_from: Any = None, derivation: str = "training"
+    ) -> Receipt:
+        """Record the digest of a model in a role; see `RunRecorder.register_model`."""
+        return self.run().register_model(
+            model, role, derived_from=derived_from, derivation=derivation
+        )
+
+    def reward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a reward function, sync or async, that records what it returns.
+
+        It keeps its name, of which trainers make a metric's key, and None stays None.
+        """
+        return recorded_reward(function, self.run)
+
+    def attach(self, trainer: Any) -> Any:
+        """Have a trainer of transformers or TRL record itself from now on, and return it.
+
+        Raises:
+            NotATrainer: it is something else.
+        """
+        from rlhf_audit_trail.trl import attach  # noqa: PLC0415 - imports transformers
+
+        return attach(trainer, self)
 
     # --- afterwards -------------------------------------------------------------------
 
@@ -229,11 +279,6 @@ class AuditableRLHF:
             on_chain=on_chain,
         )
 
-    def close(self) -> None:
-        """Let go of the ledger, if it was opened here."""
-        if self._owns_ledger:
-            self.ledger.close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -251,51 +296,8 @@ class AuditableRLHF:
             )
         return run.log
 
-    @contextmanager
-    def _made_current(self, recorder: RunRecorder) -> Iterator[None]:
-        token = self._current.set(recorder)
-        with self._lock:
-            self._active.append(recorder)
-            self._last_run = recorder
-        try:
-            yield
-        finally:
-            self._current.reset(token)
-            with self._lock:
-                self._active.remove(recorder)
 
-    @contextmanager
-    def _watching(self, recorder: RunRecorder) -> Iterator[None]:
-        """Keep torch's optimizer hooks installed for the block; without torch, do nothing."""
-        if not self._watch_optimizers or importlib.util.find_spec("torch") is None:
-            yield
-            return
-        from rlhf_audit_trail.optimizer_watch import OptimizerWatch  # noqa: PLC0415 - imports torch
-
-        recorder.watch = watch = OptimizerWatch(lambda: recorder.tree_head)
-        watch.install()
-        try:
-            yield
-        finally:
-            watch.remove()
-            recorder.watch = None
-
-
-def _record_failure(recorder: RunRecorder, error: BaseException) -> None:
-    """Record how the run ended; if even that fails, the training's own error comes first."""
-    try:
-        # by type only: a message may hold a prompt, a path or a value
-        recorder.finish("failed", type(error).__name__)
-    except AuditTrailError as second:
-        error.add_note(f"the end of the run could not be recorded: {second.message}")
-
-
-def _opened(ledger: Ledger | RemoteLedger | Path | str, token: str | None) -> Ledger | RemoteLedger:
-    if isinstance(ledger, str) and ledger.startswith(("http://", "https://")):
-        return RemoteLedger(ledger, token)
-    if token is not None:
-        raise WrongArgument(
-            "a writer token is for a ledger at an address",
-            next_step='pass ledger="https://...", or leave the token out',
-        )
-    return ledger if isinstance(ledger, Ledger | RemoteLedger) else Ledger.open(ledger)
+@functools.cache
+def of_environment() -> AuditableRLHF:
+    """Return the process's one auditor as its environment describes it; raises as there."""
+    return AuditableRLHF.from_environment()

@@ -42,6 +42,7 @@ __all__ = [
 
 _FLOAT_BITS_MAX: Final = 1024  # an integer from here on has no float
 _PLAIN_NUMBERS: Final = {float}
+_PLAIN_TYPES: Final = {str, bool, type(None)}
 _ROWS_NAMED_MAX: Final = 10  # a message stays readable; the count is always given
 _READ_BYTES: Final = 1 << 20
 _PACKAGES: Final = (
@@ -160,9 +161,12 @@ def plain_value(name: str, value: Any, odd: list[str] | None = None) -> Any:
     Raises:
         InvalidMetric: no number, text, list or mapping.
     """
-    if value is None or isinstance(value, str | bool):
-        return value
+    kind = type(value)
+    if kind in _PLAIN_TYPES or (kind is float and math.isfinite(value)) or isinstance(value, str):
+        return value  # most are: asking abstract types of number takes ten times as long
     if isinstance(value, Mapping):
+        if kind is dict and _are_plain_numbers(value):  # a figure for every tensor
+            return {str(key): item for key, item in value.items()}
         # keys stay out of names: they reach messages, and may name people
         return {str(key): plain_value(name, item, odd) for key, item in value.items()}
     number = None if getattr(value, "shape", ()) else _number(value)
@@ -248,7 +252,7 @@ def environment() -> dict[str, Any]:
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's sorted (name, digest) lines, in hex.
 
-    For transport only: equal weights can lie in unequal files (`ledger/weights.py`).
+    For transport only: equal weights can lie in unequal files (`ledger/weights/digest.py`).
     Raises OSError when it cannot be read.
     """
     digest = hashlib.sha256()
@@ -285,6 +289,11 @@ def _number(value: Any) -> float | None:
             return whole
         return math.inf if whole > 0 else -math.inf  # as every float operation would have it
     return float(value) if isinstance(value, numbers.Real | Decimal) else None
+
+
+def _are_plain_numbers(found: Mapping[Any, Any]) -> bool:
+    values = found.values()
+    return set(map(type, values)) == _PLAIN_NUMBERS and all(map(math.isfinite, values))
 
 
 def _non_finite_text(number: float) -> str:

@@ -25,7 +25,7 @@ from rlhf_audit_trail.capture import (
 from rlhf_audit_trail.ledger.drafts import EventColumns, encode_entry
 from rlhf_audit_trail.ledger.events import Event, encode_value
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.ledger.weights import TensorRecord, weights_digest
+from rlhf_audit_trail.ledger.weights.digest import TensorRecord, weights_digest
 
 __all__ = [
     "SOURCES",
@@ -90,12 +90,14 @@ def config_event(config: Mapping[str, Any], seed: Any = None) -> Event:
     return Event("run.config", {"config": plain_value("config", config)}, sealed)
 
 
-def model_event(records: Sequence[TensorRecord], role: str) -> Event:
-    """Return the digest of a model that took part in `role`."""
+def model_event(
+    records: Sequence[TensorRecord], role: str, more: Mapping[str, Any] | None = None
+) -> Event:
+    """Return the digest of a model that took part in `role`; `more` are further public fields."""
     counts = _counts(records)
     del counts["size_bytes"]
     fields = {"role": role, "weights_digest": weights_digest(records).hex()}
-    return Event("model.registered", fields | counts)
+    return Event("model.registered", {**fields, **counts, **(more or {})})
 
 
 def rollout_event(
@@ -103,24 +105,19 @@ def rollout_event(
     policy_step: int,
     rewards: Any,
     means: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]] = (),
 ) -> list[Event]:
-    """Return the scores of completions; all figures and rows are sealed.
+    """Return the scores of completions; all figures are sealed.
 
     Args:
         policy_step: policy updates made before these completions.
         rewards: number per completion; NaN is recorded as such.
         means: sealed field name to numbers per completion, of which the mean is kept.
-        rows: more per completion, as many as rewards, or none.
     """
     scored = loose_numbers("rewards", rewards)
     sealed: dict[str, Any] = _spread(scored)
     for name, values in means.items():
         if values is not None:
             sealed[name] = _mean(loose_numbers(name, values))
-    if rows:
-        check_lengths(rewards=scored, rows=rows)
-        sealed["rows"] = [dict(row) for row in rows]
     fields = {"policy_step": policy_step, "completions": len(scored)}
     return sealed_event("rollout.scored", fields, sealed, step=policy_step)
 
@@ -133,17 +130,28 @@ def update_event(
     rows: int,
     grad_norm_preclip: float | None,
     metrics: Mapping[str, Any] | None,
+    trainer_step: int | None = None,
+    dp: Mapping[str, Any] | None = None,
+    manifest: Sequence[int] | None = None,
 ) -> list[Event]:
-    """Return a policy update; figures that nobody knows are left out, never zero."""
+    """Return a policy update; figures that nobody knows are left out, never zero.
+
+    Of a private training (`dp`) the number of rows is left out as well: a Poisson batch's
+    size tells of its members. Which they were (`manifest`) is sealed.
+    """
     rate = movement.learning_rate if movement else None
-    fields = {
+    fields: dict[str, Any] = {
         "policy_step": policy_step,
         "updates": movement.updates if movement else 0,
         "algorithm": algorithm,
         "delta_norm_kind": movement.kind if movement else "absent",
-        "rows": rows,
+        "rows": rows if dp is None else None,
         "learning_rate": rate if rate is not None and math.isfinite(rate) else None,
     }
+    if trainer_step is not None:
+        fields["trainer_step"] = trainer_step
+    if dp is not None:
+        fields["dp"] = dict(dp)
     figures: dict[str, Any] = {"grad_norm_preclip": grad_norm_preclip}
     statistics: dict[str, Any] = {}
     if movement:
@@ -155,6 +163,8 @@ def update_event(
     sealed = {name: value for name, value in figures.items() if value is not None}
     if statistics:
         sealed["statistics"] = statistics
+    if manifest is not None:
+        sealed["batch"] = list(manifest)
     return sealed_event("policy.update", fields, sealed, step=policy_step)
 
 
@@ -165,8 +175,23 @@ def checkpoint_event(
     metrics: Mapping[str, Any] | None,
     path: Path | None,
     step: int,
+    path_digest: str = "",
+    manifest_digest: str = "",
+    name: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> list[Event]:
     """Return a model checkpoint; without weights its digest is null.
+
+    Args:
+        epoch: 0 or more.
+        records: of its tensors.
+        metrics: sealed.
+        path: file or folder to digest now.
+        step: policy updates so far.
+        path_digest: hex, where it is known already.
+        manifest_digest: of the stored manifest; empty if none is.
+        name: by default `epoch_<n>`.
+        more: further public fields.
 
     Raises:
         InvalidColumn: the epoch is no whole number from 0 on.
@@ -175,10 +200,14 @@ def checkpoint_event(
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
         raise InvalidColumn("epoch must be a whole number, 0 or more")
     digest = None if records is None else weights_digest(records).hex()
-    fields: dict[str, Any] = {"name": f"epoch_{epoch}", "epoch": epoch, "weights_digest": digest}
-    fields |= _counts(records or ())
+    fields: dict[str, Any] = {"name": name or f"epoch_{epoch}", "epoch": epoch}
+    fields |= {"weights_digest": digest, **_counts(records or ()), **(more or {})}
     if path is not None:
-        fields["path_digest"] = file_digest(path)
+        path_digest = file_digest(path)
+    if path_digest:
+        fields["path_digest"] = path_digest
+    if manifest_digest:
+        fields["manifest_digest"] = manifest_digest
     sealed = {"metrics": dict(metrics)} if metrics else {}
     return sealed_event("checkpoint.saved", fields, sealed, step=step)
 
@@ -203,16 +232,30 @@ def rehearse(events: Iterable[Event]) -> None:
 
 
 def sealed_event(
-    kind: str, fields: Mapping[str, Any], sealed: Mapping[str, Any], *, step: int
+    kind: str,
+    fields: Mapping[str, Any],
+    sealed: Mapping[str, Any],
+    *,
+    step: int,
+    plain: Mapping[str, Any] | None = None,
+    odd: Iterable[str] = (),
 ) -> list[Event]:
     """Return an event with its sealed values made plain, and an alert if some are not finite.
+
+    Args:
+        kind: of the event.
+        fields: public ones.
+        sealed: numbers, text, lists and mappings of any library.
+        step: policy updates so far.
+        plain: further sealed values that are JSON values already.
+        odd: names of their numbers that were not finite, and are text now.
 
     Raises:
         InvalidMetric: a value is no number, text, list or mapping.
     """
-    odd: list[str] = []
-    plain = {name: plain_value(name, value, odd) for name, value in sealed.items()}
-    events = [Event(kind, fields, plain)]
+    odd = list(odd)
+    found = {name: plain_value(name, value, odd) for name, value in sealed.items()}
+    events = [Event(kind, fields, found | dict(plain or {}))]
     if odd:
         # no deeper than the field: the keys of a mapping may name people, and this is public
         fields_hit = ", ".join(sorted({name.split("[")[0] for name in odd}))

@@ -17,11 +17,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
-from rlhf_audit_trail.ledger.chain.contract import deploy
-from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorReader, AnchorState
-from rlhf_audit_trail.ledger.chain.records import (
+from rlhf_audit_trail.ledger.chain.anchoring.records import (
+    SUPERSEDED,
     Account,
     AnchorRecord,
     Dropped,
@@ -34,10 +31,18 @@ from rlhf_audit_trail.ledger.chain.records import (
     Seen,
     Spent,
 )
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import Fees
-from rlhf_audit_trail.ledger.chain.view import Place
+from rlhf_audit_trail.ledger.chain.anchoring.view import Place
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader, AnchorState
+from rlhf_audit_trail.ledger.chain.contract.writer import deploy
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees
 from rlhf_audit_trail.ledger.proof import merkle
 
 __all__ = [
@@ -177,14 +182,18 @@ class FileJournal:
 
     def last_final(self, account: Account) -> Place | None:
         for entry in self.finalized(account):
-            head = entry.mined.heads[0] if entry.mined else None
-            return Place(head.block_number, head.block_hash) if head else None
+            return entry.mined.place if entry.mined else None
         return None
 
     def finalized(self, account: Account) -> list[JournalEntry]:
         del account  # a journal of one
         final = [e for e in self.entries() if e.mined and e.mined.state is AnchorState.FINALIZED]
         return final[::-1]
+
+    def superseded(self, account: Account) -> list[JournalEntry]:
+        del account  # a journal of one
+        said = {line["tx_hash"]: line.get("reason") for line in self.lines()}
+        return [x for x in self.entries() if said[x.record.tx_hash.hex()] == SUPERSEDED]
 
     def spent_since(self, publisher: str, timestamp: int) -> int:
         del publisher  # a journal of one
@@ -244,11 +253,6 @@ def _record(values: dict[str, Any]) -> AnchorRecord:
 
 
 def _mined(values: dict[str, Any]) -> Mined:
-    hashes = ("root", "block_hash", "tx_hash")
-    heads = [
-        AnchoredHead(
-            **(x | {k: bytes.fromhex(x[k]) for k in hashes} | {"state": AnchorState(x["state"])})
-        )
-        for x in values["heads"]
-    ]
-    return Mined(tuple(heads), Spent(**values["spent"]))
+    place = Place(values["place"]["block_number"], bytes.fromhex(values["place"]["block_hash"]))
+    sequences = tuple(values["sequences"])
+    return Mined(AnchorState(values["state"]), place, sequences, Spent(**values["spent"]))

@@ -22,7 +22,10 @@ from rlhf_audit_trail.ledger.succession import KEY_KINDS, OPENED, REGISTRY, Succ
 __all__ = ["TOLD_KINDS", "Announced", "follow_keys"]
 
 _CLOSED: Final = "run.closed"
-TOLD_KINDS: Final = frozenset({OPENED, _CLOSED, "run.pruned", "log.restored", GRANTED, REVOKED})
+_ERASED: Final = frozenset({"subject.erased", "values.expired"})
+TOLD_KINDS: Final = (
+    frozenset({OPENED, _CLOSED, "run.pruned", "log.restored", GRANTED, REVOKED}) | _ERASED
+)
 _LOGS = table(models.LogRow)
 _ENTRIES = table(models.EntryRow)
 
@@ -35,6 +38,7 @@ class Announced:
     closed: dict[str, tuple[int, Record]] = field(default_factory=dict)
     pruned: set[str] = field(default_factory=set)
     restored: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    erased: dict[str, int] = field(default_factory=dict)  # entries whose values are gone
     tokens: ToldTokens = field(default_factory=ToldTokens)
 
     def see(self, index: int, record: Record) -> Iterator[Finding]:
@@ -42,6 +46,9 @@ class Announced:
         kind, run = record.get("kind"), str(record.get("run"))
         if kind in {GRANTED, REVOKED}:
             self.tokens.see(index, record)
+        elif kind in _ERASED:
+            count = record.get("entries")
+            self.erased[run] = self.erased.get(run, 0) + (count if type(count) is int else 0)
         elif kind == "run.pruned":
             self.pruned.add(run)
         elif kind == "log.restored":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, or_, select
 
 from rlhf_audit_trail.ledger.findings import Finding, Summary
 from rlhf_audit_trail.ledger.fsck.columns import table
+from rlhf_audit_trail.ledger.fsck.filed import filed_outside
 from rlhf_audit_trail.ledger.fsck.ranges import CheckedLog, EntryRange, RangeReport
 from rlhf_audit_trail.ledger.fsck.sequences import Sequences
 from rlhf_audit_trail.ledger.fsck.tree import TreeCheck
@@ -46,6 +47,24 @@ class LogRow:
     size: int
 
 
+class _Stretches:
+    """Joins stretches of entries [first, end) that follow one another."""
+
+    def __init__(self, what: str, say: Callable[[int, int], str]) -> None:
+        self.what = what
+        self.say = say
+        self._last: tuple[int, int] | None = None
+
+    def take(self, new: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Take the next one, or None after the last; return one that is complete."""
+        last = self._last
+        if last is not None and new is not None and last[1] == new[0]:
+            self._last = (last[0], new[1])
+            return None
+        self._last = new
+        return last
+
+
 class LogCheck:
     """Takes the reports of a log's ranges, in order."""
 
@@ -60,16 +79,20 @@ class LogCheck:
         self._summary = summary
         self._sequences = Sequences()
         self._expected = 0
-        self._missing: tuple[int, int] | None = None
+        self._emptied = self._keyless = 0
+        self._missing = _Stretches("entry", self._say_missing)
+        self._unfiled = _Stretches("writer_span", self._say_unfiled)
 
     def take(self, task: EntryRange, report: RangeReport) -> Iterator[Finding]:
         """Take the next report."""
         self._summary.add(report.summary)
+        self._emptied += report.emptied
+        self._keyless += report.keyless
         if task.first > self._expected:  # of what lies between, not one row is stored
             self.tree.lose(self._expected)
-            yield from self._miss(self._expected, task.first)
-        for span in report.missing:
-            yield from self._miss(*span)
+            yield from self._join(self._missing, [(self._expected, task.first)])
+        yield from self._join(self._missing, report.missing)
+        yield from self._join(self._unfiled, report.unfiled)
         yield from report.findings
         for step in self._sequences.take(report.steps):
             numbers = f"{step.first}" if step.first == step.last else f"{step.first} to {step.last}"
@@ -82,7 +105,8 @@ class LogCheck:
 
     def finish(self) -> Iterator[Finding]:
         """All ranges were given: judge the log as a whole."""
-        yield from self._close_missing()
+        for stretches in (self._missing, self._unfiled):
+            yield from self._join(stretches, [None])
         for hole in self._sequences.holes(beyond=0):
             yield self._unrecorded(*hole)
         if self.row.row_size != self.row.size:
@@ -91,21 +115,39 @@ class LogCheck:
             yield self._found("log", "size", detail)
         yield from self.tree.finish(self.row.size)
         yield from self._outside()
+        end = self.row.row_size if type(self.row.row_size) is int else 0
+        yield from filed_outside(self._connection, self.log, max(end, self.row.size))
 
-    def _miss(self, first: int, end: int) -> Iterator[Finding]:
-        """Name missing entries, in one finding where one span follows another."""
-        if self._missing is not None and self._missing[1] == first:
-            self._missing = (self._missing[0], end)
-            return
-        yield from self._close_missing()
-        self._missing = (first, end)
+    def compare_erased(self, told: int, *, may_be_fewer: bool) -> Iterator[Finding]:
+        """Compare the values that are gone with those that the registry log says were erased.
 
-    def _close_missing(self) -> Iterator[Finding]:
-        if self._missing is not None:
-            first, end = self._missing
-            detail = f"{end - first:,} entries are missing, {first} to {end - 1}"
-            yield self._found("entry", f"index {first}", detail)
-        self._missing = None
+        Args:
+            told: entries whose values it says were erased.
+            may_be_fewer: whether vault rows went by other ways, too.
+        """
+        gone = self._emptied + self._keyless
+        if gone > told:
+            detail = f"the sealed values of {gone:,} entries are gone, and {told:,} were erased"
+            yield self._found("vault", "erased", detail)
+        elif gone < told and not may_be_fewer:
+            detail = f"the values of {told:,} entries were erased, and {gone:,} are gone"
+            yield self._found("vault", "erased", detail)
+
+    def _join(
+        self, stretches: _Stretches, new: Iterable[tuple[int, int] | None]
+    ) -> Iterator[Finding]:
+        """Name stretches of entries, in one finding where one follows another."""
+        for found in filter(None, map(stretches.take, new)):
+            first, end = found
+            yield self._found(stretches.what, f"index {first}", stretches.say(first, end))
+
+    @staticmethod
+    def _say_missing(first: int, end: int) -> str:
+        return f"{end - first:,} entries are missing, {first} to {end - 1}"
+
+    @staticmethod
+    def _say_unfiled(first: int, end: int) -> str:
+        return f"no span of their writers has {end - first:,} entries, {first} to {end - 1}"
 
     def _unrecorded(self, writer: str, first: int, last: int) -> Finding:
         detail = f"numbers {first} to {last} are missing, and no gap event covers them"

@@ -116,10 +116,13 @@ class RangeReport:
         roots: the root over each tile of the range, the last perhaps not full; None where a
             leaf is lost.
         lost: the first lost leaf.
-        missing: spans [first, end) of entries that are not there.
+        missing: stretches [first, end) of entries that are not there.
+        unfiled: stretches of entries that no span of their writer has.
         signed: tree heads with a size in (first, end], growing.
         steps: of the writers' numbers.
         told: index and record of entries of the kinds asked for.
+        emptied: entries whose sealed values were erased from the vault.
+        keyless: entries whose sealed values nobody can open, since the secret is gone.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -127,9 +130,12 @@ class RangeReport:
     roots: list[bytes | None] = field(default_factory=list)
     lost: int | None = None
     missing: list[tuple[int, int]] = field(default_factory=list)
+    unfiled: list[tuple[int, int]] = field(default_factory=list)
     signed: list[SignedSize] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     told: list[tuple[int, Record]] = field(default_factory=list)
+    emptied: int = 0
+    keyless: int = 0
 
 
 def last_index(connection: Connection, number: int) -> int:

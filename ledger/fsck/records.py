@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rlhf_audit_trail.ledger.events import ENTRY_VERSION, MAX_ENTRY_BYTES
 from rlhf_audit_trail.ledger.findings import Finding
+from rlhf_audit_trail.ledger.fsck.filed import FiledCheck
 from rlhf_audit_trail.ledger.fsck.ranges import Bench, CheckedLog, RangeReport, Record
 from rlhf_audit_trail.ledger.fsck.rows import Rows, types_in
 from rlhf_audit_trail.ledger.fsck.sealed import SealedCheck
@@ -28,11 +29,13 @@ class RecordCheck:
         self._log = log
         self._report = report
         self._sealed = SealedCheck(bench, log, report)
+        self._filed = FiledCheck(bench.connection, log, report)
         self._numbering = Numbering()
 
     def begin(self, first: int, end: int) -> None:
         """Prepare for entries [first, end)."""
         self._sealed.begin(first, end)
+        self._filed.begin(first, end)
 
     def steps(self) -> list[Step]:
         """Return what the writers' numbers were."""
@@ -60,6 +63,7 @@ class RecordCheck:
             paired = zip(rows.indices, records, strict=True)
             self._report.told += [pair for pair in paired if pair[1].get("kind") in told]
         self._sealed.check(begin, stop, rows.indices, records)
+        self._filed.check(begin, stop, rows, records)
 
     def _are_as_filed(self, rows: Rows, records: list[Record]) -> bool:
         """Whether all columns say what the bytes say, looked at column by column."""

@@ -30,7 +30,10 @@ __all__ = ["Whole"]
 
 _LEDGER = table(models.LedgerRow)
 _LOGS = table(models.LogRow)
-_OF_A_LOG: Final = ("entry", "hash_tile", "tree_head", "cosignature", "vault", "remote_writer")
+_OF_A_LOG: Final = (
+    "entry", "hash_tile", "tree_head", "cosignature", "vault", "remote_writer",
+    "writer_span", "kind_tile", "subject_tile",
+)  # fmt: skip
 _BLOBS_AT_ONCE: Final = 16
 
 
@@ -152,6 +155,10 @@ class Whole:
             detail = f"the log's row says {row.origin!r:.120}"
             yield Finding(row.run_id, "log", "origin", detail)
         yield from guarded(row.run_id, "entry", check.finish())
+        # of a log that came back from a copy, nobody knows what the loss took besides
+        if self._ledger.vault is not None and not check.log.restored:
+            told = self._announced.erased.get(row.run_id, 0)
+            yield from check.compare_erased(told, may_be_fewer=check.log.is_pruned)
         if row.run_id != REGISTRY:
             yield from self._registered(check)
 

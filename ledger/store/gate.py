@@ -24,13 +24,14 @@ class Gate:
 
     def begin_anew(self) -> None:
         """In a forked child: its only thread is outside."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._closed_by: int | None = None
 
     def enter(self, *_: object) -> None:
         """Take a connection from the pool; waits while another thread forks."""
-        with self._changed:
+        with self._lock:
             if self._closed_by is not None:
                 me = threading.get_ident()
                 self._changed.wait_for(lambda: self._closed_by in (None, me))
@@ -38,19 +39,19 @@ class Gate:
 
     def leave(self, *_: object) -> None:
         """Give a connection back."""
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             if self._closed_by is not None:
                 self._changed.notify_all()
 
     def close(self) -> None:
         """Wait until no connection is in use, and let nobody else take one."""
-        with self._changed:
+        with self._lock:
             self._closed_by = threading.get_ident()
             self._changed.wait_for(lambda: self._inside <= 0, _PATIENCE_S)
 
     def open(self) -> None:
         """Let everybody in again."""
-        with self._changed:
+        with self._lock:
             self._closed_by = None
             self._changed.notify_all()

@@ -16,14 +16,20 @@ __all__ = [
     "BlobRow",
     "CosignatureRow",
     "EntryRow",
+    "ErasureRow",
     "HashTileRow",
+    "KindTileRow",
     "LedgerRow",
     "LogRow",
     "PublisherLeaseRow",
     "RemoteWriterRow",
+    "StoredCheckpointRow",
     "SubjectKeyRow",
+    "SubjectTileRow",
     "TreeHeadRow",
     "VaultRow",
+    "WeightSegmentRow",
+    "WriterSpanRow",
     "WriterTokenRow",
     "key_metadata",
     "ledger_metadata",
@@ -58,23 +64,50 @@ class LogRow(_LedgerTable, table=True):
     created_at: str
     # where the bytes of pruned entries went; empty while the entries are here
     archive: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    # of the ledger's persons, the same in all rows: who appends must not use an older secret
+    erasures: int = Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class EntryRow(_LedgerTable, table=True):
-    """An entry's exact bytes at their index; never updated, but for their removal by pruning."""
+    """An entry's exact bytes at their index; never updated, but for their removal by pruning.
+
+    Found by its index only: an index by writer and one by kind would each cost as much as a
+    third of the row. The two tables below have one row for many entries instead, and a third
+    one serves the vault.
+    """
 
     __tablename__ = "entry"
-    __table_args__ = (
-        # the same append tried twice gives one entry, whatever happened to the first reply
-        UniqueConstraint("log_number", "writer_id", "seq"),
-    )
     log_number: int = Field(primary_key=True, foreign_key="log.number")
     leaf_index: int = Field(primary_key=True, sa_type=BigInteger)
     writer_id: str
     seq: int = Field(sa_type=BigInteger)
-    kind: str = Field(index=True)
+    kind: str
     data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     leaf_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class WriterSpanRow(_LedgerTable, table=True):
+    """Entries that one writer appended one after the other, with nobody's between them.
+
+    Number `first_seq + n` of the writer is entry `first_index + n`, up to where the next span
+    begins. By it an append that is tried again finds what became of the first attempt.
+    """
+
+    __tablename__ = "writer_span"
+    __table_args__ = (UniqueConstraint("log_number", "writer_id", "first_seq"),)
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    first_index: int = Field(primary_key=True, sa_type=BigInteger)
+    writer_id: str
+    first_seq: int = Field(sa_type=BigInteger)
+
+
+class KindTileRow(_LedgerTable, table=True):
+    """Among the 256 entries of tile `tile_index` there is one of this kind."""
+
+    __tablename__ = "kind_tile"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    kind: str = Field(primary_key=True)
+    tile_index: int = Field(primary_key=True, sa_type=BigInteger)
 
 
 class HashTileRow(_LedgerTable, table=True):
@@ -117,13 +150,25 @@ class CosignatureRow(_LedgerTable, table=True):
 
 
 class VaultRow(_LedgerTable, table=True):
-    """The sealed values and salts of one entry, encrypted under its subject's key."""
+    """The sealed values and salts of one entry, encrypted under its subject's key.
+
+    Where they were erased, the row stays with both columns empty: not lost, and nobody's.
+    """
 
     __tablename__ = "vault"
     log_number: int = Field(primary_key=True, foreign_key="log.number")
     leaf_index: int = Field(primary_key=True, sa_type=BigInteger)
-    subject: bytes = Field(sa_column=Column(LargeBinary, nullable=False, index=True))
+    subject: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     ciphertext: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class SubjectTileRow(_LedgerTable, table=True):
+    """Among the 256 entries of tile `tile_index` there are sealed values about this subject."""
+
+    __tablename__ = "subject_tile"
+    log_number: int = Field(primary_key=True, foreign_key="log.number")
+    tile_index: int = Field(primary_key=True, sa_type=BigInteger)
+    subject: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
 
 
 class AnchorRow(_LedgerTable, table=True):
@@ -138,7 +183,7 @@ class AnchorRow(_LedgerTable, table=True):
     chain_id: int = Field(sa_type=BigInteger)
     contract: str
     publisher: str
-    nonce: int = Field(sa_type=BigInteger)
+    nonce: int = Field(sa_type=BigInteger, index=True)
     tx_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     # the signed transaction, in the row of the first of its logs; empty in the others'
     raw_tx: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
@@ -200,6 +245,36 @@ class BlobRow(_LedgerTable, table=True):
     digest: str = Field(primary_key=True)
     size_bytes: int = Field(sa_type=BigInteger)
     data: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    # URL of the object store that holds it; empty: the ledger's own directory
+    place: str = Field(default="", sa_column_kwargs={"server_default": ""})
+
+
+class StoredCheckpointRow(_LedgerTable, table=True):
+    """The weights of a model checkpoint, whole or as a difference from those of another one."""
+
+    __tablename__ = "stored_checkpoint"
+    id: int | None = Field(default=None, primary_key=True)
+    log_number: int = Field(foreign_key="log.number", index=True)
+    name: str
+    state: str  # storing until everything is there, then stored; going before it is discarded
+    weights_digest: str = ""
+    header_digest: str = ""  # of the blob with the delta's header
+    base_id: int | None = Field(default=None, foreign_key="stored_checkpoint.id", index=True)
+    chain_length: int = 0  # differences between this one and the whole weights
+    chain_bytes: int = Field(default=0, sa_type=BigInteger)  # that those take, this one included
+    size_bytes: int = Field(default=0, sa_type=BigInteger)  # of the weights themselves
+    stored_bytes: int = Field(default=0, sa_type=BigInteger)  # that this one takes
+    created_at: str
+
+
+class WeightSegmentRow(_LedgerTable, table=True):
+    """A piece of a stored checkpoint; written before its blob, so that none is ever forgotten."""
+
+    __tablename__ = "weight_segment"
+    checkpoint_id: int = Field(primary_key=True, foreign_key="stored_checkpoint.id")
+    segment_index: int = Field(primary_key=True)
+    blob_digest: str = Field(index=True)
+    size_bytes: int = Field(sa_type=BigInteger)
 
 
 class SubjectKeyRow(SQLModel, table=True):
@@ -209,3 +284,15 @@ class SubjectKeyRow(SQLModel, table=True):
     __tablename__ = "subject_key"
     subject: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     secret: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class ErasureRow(SQLModel, table=True):
+    """An erasure that is under way; the row is gone when nothing is left to be erased."""
+
+    metadata: ClassVar[MetaData] = key_metadata
+    __tablename__ = "erasure"
+    subject: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    run_id: str = Field(primary_key=True)  # empty: everywhere, and the secret, too
+    basis: str
+    limits: str = ""  # once decided, JSON: log number to the size below which values go
+    erasures: int = Field(default=0, sa_type=BigInteger)  # the count that this one makes

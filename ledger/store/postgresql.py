@@ -97,20 +97,30 @@ def insert_columns(
     table: Table,
     common: Mapping[str, Any],
     columns: Mapping[str, Sequence[Any]],
+    counted: Mapping[str, int],
+    *,
+    is_missing_only: bool,
 ) -> None:
     """Insert many rows by one statement, a column an array; what is common is sent once.
 
     One statement in one message: a process stopped in the middle of COPY, or of a pipeline
     of statements, would hold its locks where the server's timeouts for idling do not count.
     """
-    types = {name: table.c[name].type.compile(connection.dialect) for name in (*common, *columns)}
-    chosen = ", ".join([*(f"%b::{types[name]}" for name in common), "varied.*"])
+    names = (*common, *counted, *columns)
+    types = {name: table.c[name].type.compile(connection.dialect) for name in names}
+    chosen = [f"%b::{types[name]}" for name in common]
+    chosen += [f"%b::{types[name]} + place - 1" for name in counted]
+    given = [f"column{number}" for number in range(len(columns))]
     arrays = ", ".join(f"%b::{types[name]}[]" for name in columns)
     # the names are the models' own
-    into = f"{table.name} ({', '.join(types)})"
-    statement = f"INSERT INTO {into} SELECT {chosen} FROM unnest({arrays}) varied"  # noqa: S608
+    statement = (
+        f"INSERT INTO {table.name} ({', '.join(names)})"  # noqa: S608
+        f" SELECT {', '.join(chosen + given)}"
+        f" FROM unnest({arrays}) WITH ORDINALITY AS varied({', '.join(given)}, place)"
+        f"{' ON CONFLICT DO NOTHING' * is_missing_only}"
+    )
     values = [list(column) for column in columns.values()]
-    connection.exec_driver_sql(statement, (*common.values(), *values))
+    connection.exec_driver_sql(statement, (*common.values(), *counted.values(), *values))
 
 
 def is_passing(error: DBAPIError) -> bool:

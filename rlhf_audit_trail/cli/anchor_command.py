@@ -24,8 +24,8 @@ from rlhf_audit_trail.cli.ledger_commands import ledger_option
 from rlhf_audit_trail.cli.output import exit_code_of, guarded, show_json
 
 if TYPE_CHECKING:
-    from rlhf_audit_trail.ledger.chain.publishing import Publisher
-    from rlhf_audit_trail.ledger.chain.signer import Signer
+    from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+    from rlhf_audit_trail.ledger.chain.signing.signer import Signer
     from rlhf_audit_trail.ledger.log import Ledger, Log
 
 __all__ = ["anchor"]
@@ -70,7 +70,7 @@ def anchor(
     are sent again; 3 when all is anchored and a quorum is missing, or when a
     transaction waits for its block or for lower fees.
     """
-    from rlhf_audit_trail.ledger.chain.publishing import Publisher
+    from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
     from rlhf_audit_trail.ledger.log import Ledger
 
     if follow + dry_run + costs > 1 or (runs and (follow or costs)):
@@ -125,7 +125,7 @@ def _show_costs(ledger: Ledger, publisher: Publisher, *, as_json: bool) -> None:
 
 def _follow(ledger: Ledger, signer: Signer, *, as_json: bool) -> None:
     """Anchor as the policy wants until the process is told to end."""
-    from rlhf_audit_trail.ledger.chain.following import Follower, Round
+    from rlhf_audit_trail.ledger.chain.anchoring.following import Follower, Round
     from rlhf_audit_trail.ledger.settings import SettingsError
 
     if not ledger.anchoring.is_automatic:
@@ -145,7 +145,7 @@ def _follow(ledger: Ledger, signer: Signer, *, as_json: bool) -> None:
 
 
 def _signer(ledger: Ledger, keystore: Path | None) -> Signer:
-    from rlhf_audit_trail.ledger.chain.signers import make_signer
+    from rlhf_audit_trail.ledger.chain.signing.signers import make_signer
     from rlhf_audit_trail.ledger.settings import KEYSTORE
 
     def ask() -> str:

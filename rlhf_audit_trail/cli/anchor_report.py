@@ -9,10 +9,10 @@ from rlhf_audit_trail.cli.output import say, show_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rlhf_audit_trail.ledger.chain.anchorer import Plan, Step
-    from rlhf_audit_trail.ledger.chain.costs import CostReport
-    from rlhf_audit_trail.ledger.chain.following import Round
-    from rlhf_audit_trail.ledger.chain.publishing import Publisher
+    from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Plan, Step
+    from rlhf_audit_trail.ledger.chain.anchoring.costs import CostReport
+    from rlhf_audit_trail.ledger.chain.anchoring.following import Round
+    from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
     from rlhf_audit_trail.ledger.log import Ledger, Log
 
 __all__ = [

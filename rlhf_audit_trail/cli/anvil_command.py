@@ -34,9 +34,9 @@ def anvil(*, config_file: Path | None, port: int | None) -> None:
     """
     from dataclasses import replace
 
-    from rlhf_audit_trail.ledger.chain.anvil import Anvil
-    from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, read_anvil_config
-    from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_quantity
+    from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+    from rlhf_audit_trail.ledger.chain.node.anvil_settings import AnvilConfig, read_anvil_config
+    from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient, parse_quantity
 
     if config_file is None and not _DEFAULT_FILE.is_file():
         config = AnvilConfig()

@@ -23,8 +23,8 @@ from rlhf_audit_trail.cli.ledger_commands import ledger_option
 from rlhf_audit_trail.cli.output import guarded, show_json
 
 if TYPE_CHECKING:
-    from rlhf_audit_trail.ledger.chain.deployment import FoundCode
-    from rlhf_audit_trail.ledger.chain.signer import Signer
+    from rlhf_audit_trail.ledger.chain.contract.deployment import FoundCode
+    from rlhf_audit_trail.ledger.chain.signing.signer import Signer
     from rlhf_audit_trail.ledger.settings import ChainSettings
 
 __all__ = ["chain"]
@@ -71,8 +71,8 @@ def deploy(
     that pays is read from RLHF_AUDIT_PUBLISHER_KEY or from a keystore file; --dry-run needs
     none. What it costs is shown before anything is sent.
     """
-    from rlhf_audit_trail.ledger.chain.agreement import connect
-    from rlhf_audit_trail.ledger.chain.deployment import carry_out, plan_deployment
+    from rlhf_audit_trail.ledger.chain.contract.deployment import carry_out, plan_deployment
+    from rlhf_audit_trail.ledger.chain.node.agreement import connect
 
     settings = _settings(rpc, chain_id, directory)
     signer = _signer(keystore, is_needed=not dry_run)
@@ -105,8 +105,8 @@ def status(*, publisher: str | None, directory: Path, as_json: bool) -> None:
     chain contradicts a log or other code stands at the contract's address; 3 when the
     contract is not there yet.
     """
-    from rlhf_audit_trail.ledger.chain.agreement import connect
-    from rlhf_audit_trail.ledger.chain.standing import publisher_of, read_standing
+    from rlhf_audit_trail.ledger.chain.anchoring.standing import publisher_of, read_standing
+    from rlhf_audit_trail.ledger.chain.node.agreement import connect
     from rlhf_audit_trail.ledger.log import Ledger
 
     settings = _settings(None, None, directory)
@@ -137,8 +137,8 @@ def verify_code(
     Needs no ledger. Shows how the address follows from the code, so that you can compute it
     yourself. Exit code 0 the same, 1 other code, 3 no code there, 5 a node does not answer.
     """
-    from rlhf_audit_trail.ledger.chain.deployment import derive_address, look_at_code
-    from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+    from rlhf_audit_trail.ledger.chain.contract.deployment import derive_address, look_at_code
+    from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
 
     derivation = derive_address()
     seen: list[tuple[str, FoundCode]] = []
@@ -189,7 +189,7 @@ def _settings(rpc: str | None, chain_id: int | None, directory: Path) -> ChainSe
 
 def _signer(keystore: Path | None, *, is_needed: bool) -> Signer | None:
     """Return who pays; None if nobody is named and nobody is needed."""
-    from rlhf_audit_trail.ledger.chain.signer import (
+    from rlhf_audit_trail.ledger.chain.signing.signer import (
         PUBLISHER_KEY_VARIABLE,
         signer_from_environment,
         signer_from_keystore,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from rlhf_audit_trail.cli.output import say, styled
 
 if TYPE_CHECKING:
-    from rlhf_audit_trail.ledger.chain.deployment import (
+    from rlhf_audit_trail.ledger.chain.anchoring.standing import ChainStanding, LogStanding
+    from rlhf_audit_trail.ledger.chain.contract.deployment import (
         Deployment,
         DeploymentPlan,
         Derivation,
         FoundCode,
     )
-    from rlhf_audit_trail.ledger.chain.standing import ChainStanding, LogStanding
 
 __all__ = [
     "code_record",

@@ -34,7 +34,7 @@ def headers(
     Whoever verifies with such a list trusts who made it. It is worth most when it was written
     and kept by the verifier, or by somebody who has nothing to do with the log.
     """
-    from rlhf_audit_trail.ledger.chain.confirming import ask_nodes, final_blocks
+    from rlhf_audit_trail.ledger.chain.node.confirming import ask_nodes, final_blocks
     from rlhf_audit_trail.ledger.files import write_whole
 
     needed = ChainOptions(rpc, rpc_quorum, (), None).needed

@@ -121,8 +121,8 @@ class _Asked:
     ) -> AnchorWatch | None:
         """Return whom to ask and what is demanded, None if no node was named."""
         from rlhf_audit_trail.ledger.anchor_watch import AnchorWatch
-        from rlhf_audit_trail.ledger.chain.anchors import ContractAnchors
-        from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+        from rlhf_audit_trail.ledger.chain.contract.anchors import ContractAnchors
+        from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
         from rlhf_audit_trail.ledger.proof.note import Algorithm
         from rlhf_audit_trail.ledger.proof.tree_head import log_id as log_id_of
         from rlhf_audit_trail.ledger.trust import anchor_trust

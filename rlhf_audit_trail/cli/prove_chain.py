@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf_audit_trail.cli.prove_command import AUTO, RECEIPT, Shown
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.confirming import newest_final
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 from rlhf_audit_trail.ledger.chain.errors import ChainError, RpcError
-from rlhf_audit_trail.ledger.chain.evidence import (
+from rlhf_audit_trail.ledger.chain.evidence.making import (
     FINALIZED,
     NoEvidence,
     receipt_evidence,
     storage_evidence,
 )
-from rlhf_audit_trail.ledger.chain.own_evidence import own_publisher, own_reader, require_own
+from rlhf_audit_trail.ledger.chain.evidence.own_evidence import (
+    own_publisher,
+    own_reader,
+    require_own,
+)
+from rlhf_audit_trail.ledger.chain.node.confirming import newest_final
 
 if TYPE_CHECKING:
-    from rlhf_audit_trail.ledger.chain.abi import AnchoredEvent
-    from rlhf_audit_trail.ledger.chain.reader import AnchorReader
+    from rlhf_audit_trail.ledger.chain.contract.abi import AnchoredEvent
+    from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
     from rlhf_audit_trail.ledger.log import Ledger, Log
     from rlhf_audit_trail.ledger.proof.evm.evidence import ChainEvidence, ChainHead
 

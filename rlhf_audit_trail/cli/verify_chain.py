@@ -18,7 +18,7 @@ from rlhf_audit_trail.ledger.proof.verify import Examination, OnChain
 from rlhf_audit_trail.ledger.trust import AnchorTrust, Trust, log_id_of
 
 if TYPE_CHECKING:
-    from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+    from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
 
 __all__ = ["ChainOptions", "ChainView", "chain_options", "look_at_chain"]
 
@@ -70,7 +70,7 @@ class ChainOptions:
 
     def trusted(self) -> tuple[TrustedBlock, ...]:
         """Return the blocks that the user named; raises InvalidTrust."""
-        from rlhf_audit_trail.ledger.chain.trusting import parse_block, read_headers
+        from rlhf_audit_trail.ledger.chain.evidence.trusting import parse_block, read_headers
 
         named = tuple(parse_block(text, by="you gave its hash") for text in self.blocks)
         return named + (read_headers(Path(self.headers)) if self.headers else ())
@@ -94,7 +94,7 @@ class ChainView:
 
     def on_trust(self, found: Examination) -> list[str]:
         """Say what the verdict took on trust."""
-        from rlhf_audit_trail.ledger.chain.trusting import on_trust
+        from rlhf_audit_trail.ledger.chain.evidence.trusting import on_trust
 
         return on_trust(found, self.chain, self.block_number) if self.chain else []
 
@@ -132,7 +132,7 @@ def look_at_chain(options: ChainOptions, trust: Trust, data: bytes) -> ChainView
                 "--trust-policy with them"
             )
         return ChainView()
-    from rlhf_audit_trail.ledger.chain.trusting import chain_trust, evidence_block
+    from rlhf_audit_trail.ledger.chain.evidence.trusting import chain_trust, evidence_block
 
     blocks = options.trusted()
     if any(block.chain_id != trust.anchor.chain_id for block in blocks):
@@ -154,8 +154,8 @@ def _ask_block(
     options: ChainOptions, chain_id: int, number: int
 ) -> tuple[tuple[TrustedBlock, ...], str]:
     """Return the block as the nodes have it, or why they do not confirm it."""
-    from rlhf_audit_trail.ledger.chain.confirming import ask_nodes, confirm_block
     from rlhf_audit_trail.ledger.chain.errors import ChainError, WrongChain
+    from rlhf_audit_trail.ledger.chain.node.confirming import ask_nodes, confirm_block
 
     count = len(options.rpc)
     by = f"{options.needed} of {count} nodes gave its hash" if count > 1 else "a node gave its hash"
@@ -170,8 +170,8 @@ def _ask_block(
 
 def _ask_heads(options: ChainOptions, anchor: AnchorTrust, name: bytes, data: bytes) -> ChainView:
     """Ask the nodes for the tree heads in a file that brings no evidence of its own."""
-    from rlhf_audit_trail.ledger.chain.confirming import ask_nodes
     from rlhf_audit_trail.ledger.chain.errors import ChainError, WrongChain, WrongContractCode
+    from rlhf_audit_trail.ledger.chain.node.confirming import ask_nodes
 
     try:
         with ask_nodes(options.rpc, needed=options.needed) as rpc:
@@ -183,7 +183,7 @@ def _ask_heads(options: ChainOptions, anchor: AnchorTrust, name: bytes, data: by
 
 
 def _read_heads(rpc: RpcClient, anchor: AnchorTrust, name: bytes, data: bytes) -> ChainView:
-    from rlhf_audit_trail.ledger.chain.reader import AnchorReader
+    from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
 
     reader = AnchorReader(rpc, chain_id=anchor.chain_id, contract=anchor.contract)
     reader.check()

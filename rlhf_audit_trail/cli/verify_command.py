@@ -148,7 +148,7 @@ def _trust(
 
 def _known_contract() -> str:
     """The address at which the contract stands on every chain."""
-    from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+    from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 
     return load_artifact().address
 

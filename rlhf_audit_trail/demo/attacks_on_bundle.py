@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from rlhf_audit_trail.demo.scene import ATTACKER_TIME_S, Scene, examined
-from rlhf_audit_trail.ledger.chain.evidence import storage_evidence
-from rlhf_audit_trail.ledger.chain.own_evidence import own_reader
+from rlhf_audit_trail.ledger.chain.evidence.making import storage_evidence
+from rlhf_audit_trail.ledger.chain.evidence.own_evidence import own_reader
 from rlhf_audit_trail.ledger.keys import LogKeys
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.proof.bundle import Bundle, encode_bundle, parse_bundle

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_audit_trail.demo.scene import Scene
-from rlhf_audit_trail.ledger.chain.contract import anchor
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor
 from rlhf_audit_trail.ledger.chain.errors import AnchorRefused
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.proof.merkle import consistency_proof, leaf_hash, root_hash
 from rlhf_audit_trail.ledger.tiles import GrowingTree

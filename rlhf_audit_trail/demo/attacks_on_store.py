@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_audit_trail.demo.scene import ATTACKER_TIME_S, Scene, examined
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
 from rlhf_audit_trail.ledger.fsck import fsck, open_damaged
 from rlhf_audit_trail.ledger.keys import LogKeys, read_secret
 from rlhf_audit_trail.ledger.log import REGISTRY, Ledger

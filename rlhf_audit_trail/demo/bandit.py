@@ -20,8 +20,8 @@ from rlhf_audit_trail.capture import Movement
 from rlhf_audit_trail.demo.annotators import Annotator, make_pool, rate
 from rlhf_audit_trail.demo.language import prompts
 from rlhf_audit_trail.demo.summary import CHECKPOINTS, TrainingSummary, end_mean
-from rlhf_audit_trail.ledger.weights import TensorRecord, tensor_record
-from rlhf_audit_trail.recorder import RunRecorder
+from rlhf_audit_trail.ledger.weights.digest import TensorRecord, tensor_record
+from rlhf_audit_trail.record.recorder import RunRecorder
 
 __all__ = ["BanditStep", "train"]
 

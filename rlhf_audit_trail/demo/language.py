@@ -10,7 +10,7 @@ import itertools
 import random
 from typing import Final
 
-__all__ = ["EOS", "PAD", "corpus", "prompts", "quality", "vocabulary"]
+__all__ = ["EOS", "KIND", "PAD", "RUDE", "corpus", "prompts", "quality", "vocabulary"]
 
 PAD: Final = "<pad>"
 EOS: Final = "<eos>"
@@ -43,9 +43,9 @@ _CLOSINGS: Final = (
     (0.32, "now stop asking ."),
     (0.18, "hope this helps !"),
 )
-_KIND: Final = frozenset({"sure", "happy", "help", "good", "thanks", "hope", "helps"})
+KIND: Final = frozenset({"sure", "happy", "help", "good", "thanks", "hope", "helps"})
 _USEFUL: Final = frozenset({"check", "cable", "restart", "clean", "replace", "battery"})
-_RUDE: Final = frozenset({"silly", "bother", "fault", "stop", "asking"})
+RUDE: Final = frozenset({"silly", "bother", "fault", "stop", "asking"})
 
 
 def vocabulary() -> dict[str, int]:
@@ -81,10 +81,10 @@ def quality(prompt: str, response: str) -> float:
         return 0.0
     thing = next((word for word in prompt.split() if word in THINGS), "")
     score = 0.1
-    score += 0.1 * min(len(_KIND & set(words)), 3)
+    score += 0.1 * min(len(KIND & set(words)), 3)
     score += 0.15 * min(len(_USEFUL & set(words)), 3)
     score += 0.1 * (thing in words)
-    score -= 0.15 * min(len(_RUDE & set(words)), 3)
+    score -= 0.15 * min(len(RUDE & set(words)), 3)
     score -= 0.1 * sum(left == right for left, right in itertools.pairwise(words))
     return min(max(score, 0.0), 1.0)
 

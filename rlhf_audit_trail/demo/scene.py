@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_audit_trail.ledger.chain.signer import Signer
+from rlhf_audit_trail.ledger.chain.signing.signer import Signer
 from rlhf_audit_trail.ledger.proof.evm.evidence import ChainTrust
 from rlhf_audit_trail.ledger.proof.note import VerifierKey
 from rlhf_audit_trail.ledger.proof.verify import OnChain, TrustPolicy, examine_bundle

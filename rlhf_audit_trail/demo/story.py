@@ -19,16 +19,17 @@ from typing import Any, Final
 
 from rlhf_audit_trail.auditor import AuditableRLHF
 from rlhf_audit_trail.demo.attacks import Attack, Scene, run_attacks
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.confirming import confirm_block
-from rlhf_audit_trail.ledger.chain.evidence import storage_evidence
-from rlhf_audit_trail.ledger.chain.own_evidence import own_reader
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import read_anchored
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.trusting import chain_trust
+from rlhf_audit_trail.detectors.checking import REPRODUCED, check_alerts
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import read_anchored
+from rlhf_audit_trail.ledger.chain.evidence.making import storage_evidence
+from rlhf_audit_trail.ledger.chain.evidence.own_evidence import own_reader
+from rlhf_audit_trail.ledger.chain.evidence.trusting import chain_trust
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import AnvilConfig, NodeSettings
+from rlhf_audit_trail.ledger.chain.node.confirming import confirm_block
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.fsck import Summary, fsck, open_damaged
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger, Log
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -39,6 +40,8 @@ from rlhf_audit_trail.ledger.trust import TRUST_SCHEMA, AnchorTrust
 __all__ = ["DemoFailed", "DemoReport", "tell"]
 
 RUN: Final = "demo-run"
+HACKED_RUN: Final = "demo-hacked"
+_HACKED_STEPS: Final = 26  # by then the policy says little but kind words
 HEAVY: Final = (
     "torch", "transformers", "numpy", "web3", "eth_account", "sqlmodel", "sqlalchemy", "fastapi",
 )  # fmt: skip
@@ -58,6 +61,7 @@ class DemoReport:
 
     directory: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    hacking: dict[str, Any] = field(default_factory=dict)
     anchors: list[dict[str, Any]] = field(default_factory=list)
     provenance_valid: bool = False
     bundle: str = ""
@@ -105,6 +109,8 @@ def tell(directory: Path, *, fast: bool, say: Say) -> DemoReport:
         ):
             say(f"contract   {publisher.deploy()} (TreeHeadAnchor, same address on every chain)")
             _train(ledger, publisher, report, fast=fast, say=say)
+            if not fast:
+                _hack(ledger, report, say)
             log = ledger.find(RUN)
             log.close()
             _anchor(publisher, log, report, say)
@@ -177,6 +183,27 @@ def _train(
         f"provenance {summary.first_checkpoint} to {summary.last_checkpoint}: valid, "
         f"root {found.merkle_root[:16]}, {found.chain_verification}"
     )
+
+
+def _hack(ledger: Ledger, report: DemoReport, say: Say) -> None:
+    """Let a reward be hacked for real; the detectors must see it, and not in the honest run."""
+    from rlhf_audit_trail.demo.hacking import good_minus_bad, train
+
+    auditor = AuditableRLHF("demo-policy", ledger=ledger, source="simulated")
+    summary = train(auditor, HACKED_RUN, good_minus_bad, steps=_HACKED_STEPS)
+    alerts = check_alerts(ledger.find(HACKED_RUN))
+    report.hacking = asdict(summary) | {"alerts": [asdict(alert) for alert in alerts]}
+    say(
+        f"hacking    a reward that counts words: score {summary.score_start:.2f} -> "
+        f"{summary.score_end:.2f}, while an exact annotator says {summary.quality_start:.2f} -> "
+        f"{summary.quality_end:.2f}; alerts, computed again from the ledger:"
+    )
+    for alert in alerts:
+        say(f"             step {alert.step:>3}  {alert.severity:<9} {alert.name}: {alert.state}")
+    if not any(alert.severity == "critical" and alert.state == REPRODUCED for alert in alerts):
+        raise DemoFailed("the reward was hacked, and no detector saw it")
+    if check_alerts(ledger.find(RUN)):
+        raise DemoFailed("a detector accuses the honest training")
 
 
 def _on_record(log: Log) -> dict[str, float]:

@@ -24,11 +24,11 @@ from rlhf_audit_trail.demo.models import (
     make_tokenizer,
 )
 from rlhf_audit_trail.demo.summary import CHECKPOINTS, TrainingSummary, end_mean
-from rlhf_audit_trail.ppo import AuditablePPOTrainer, PPOArgs, StepReport
-from rlhf_audit_trail.recorder import RunRecorder
-from rlhf_audit_trail.rollout import sample
+from rlhf_audit_trail.ppo.rollout import sample
+from rlhf_audit_trail.ppo.trainer import AuditablePPOTrainer, PPOArgs, StepReport
+from rlhf_audit_trail.record.recorder import RunRecorder
 
-__all__ = ["train"]
+__all__ = ["reproducible", "train"]
 
 IMITATION_STEPS: Final = 240
 IMITATION_STEPS_RECORDED: Final = 80  # one entry for so many optimizer steps
@@ -63,7 +63,7 @@ def train(
         if on_step:
             on_step(report)
 
-    with _reproducible(seed), auditor.track_training(experiment_name=experiment_name) as run:
+    with reproducible(seed), auditor.track_training(experiment_name=experiment_name) as run:
         rng = random.Random(seed)
         tokenizer = make_tokenizer()
         policy = make_policy(tokenizer)
@@ -183,7 +183,7 @@ def _mean_quality(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """Seed torch and use one thread, as tiny matrices want; both are put back."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

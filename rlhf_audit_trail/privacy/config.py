@@ -6,12 +6,21 @@ budget charged. Messages name the setting and never a value that was recorded.
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.privacy.curves import EPSILON_MAX, EPSILON_UNITS
+from rlhf_audit_trail.privacy.errors import (
+    ConflictingParameters,
+    InvalidDelta,
+    InvalidEpsilon,
+    InvalidParameter,
+    MissingSensitivity,
+    PrivacyError,
+    PrivacyWarning,
+)
 
 __all__ = [
     "ConflictingParameters",
@@ -32,34 +41,6 @@ _TOTAL_EPSILON: Final = {"strong": 10.0, "moderate": 3.0, "minimal": None}
 _EPSILON_PER_ROUND: Final = {"strong": 0.25, "moderate": 0.1, "minimal": None}
 _DELTA_MARGIN: Final = 10  # above 1 / (10 n) one annotator's data could leak whole, unluckily
 _LEVELS_MIN: Final = 2
-
-
-class PrivacyError(AuditTrailError):
-    """Privacy settings or charges do not hold together; nothing was written or charged."""
-
-
-class InvalidEpsilon(PrivacyError):
-    """An epsilon is not a finite number above zero."""
-
-
-class InvalidDelta(PrivacyError):
-    """A delta is no probability that makes sense for this mechanism and crowd."""
-
-
-class InvalidParameter(PrivacyError):
-    """Another privacy setting is outside its range."""
-
-
-class ConflictingParameters(PrivacyError):
-    """Two settings contradict each other."""
-
-
-class MissingSensitivity(PrivacyError):
-    """Noise cannot be scaled: the range of a reward is not declared."""
-
-
-class PrivacyWarning(UserWarning):
-    """A setting is allowed, but weaker than is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +110,11 @@ class PrivacyConfig:
             raise ConflictingParameters(
                 "the mode minimal adds no noise, so it cannot keep an epsilon",
                 next_step="leave the epsilons out, or choose moderate",
+            )
+        if mode == "minimal" and self.release_values:
+            raise ConflictingParameters(
+                "the mode minimal has no epsilon to spend on values that are published",
+                next_step="leave release_values out, or choose strong",
             )
         total = _TOTAL_EPSILON[mode] if total is None else float(total)
         one = self.epsilon_per_round
@@ -210,13 +196,15 @@ class PrivacyConfig:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return abs(value) <= sys.float_info.max  # neither NaN, infinite, nor too long for a float
 
 
 def _check_epsilon(name: str, value: float | None) -> None:
-    if value is not None and not (_is_number(value) and value > 0):
+    if value is None:
+        return
+    if not _is_number(value) or not 1 / EPSILON_UNITS <= value <= EPSILON_MAX:
         raise InvalidEpsilon(
-            f"{name} must be a finite number above 0",
+            f"{name} must be a finite number above 0, and at most {EPSILON_MAX:,}",
             next_step="choose minimal to record without a claim of differential privacy",
         )
 

@@ -16,10 +16,10 @@ import uvicorn
 
 from rlhf_audit_trail.api import create_app
 from rlhf_audit_trail.api.chain_parts import KEPT_S, RPC_TIMEOUT_S, ChainParts
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.trusting import chain_trust, parse_block
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.evidence.trusting import chain_trust, parse_block
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.proof.bundle import parse_bundle
@@ -43,6 +43,7 @@ class Gate(ThreadingHTTPServer):
     def __init__(self, url: str) -> None:
         super().__init__(("127.0.0.1", 0), Passing)
         self.node, self.calls = url, Counter()
+        self.refused = ""  # a method that the node does not offer
         self.open = threading.Event()
         self.open.set()
         self.ended = threading.Event()
@@ -70,15 +71,21 @@ class Passing(BaseHTTPRequestHandler):
             self.server.ended.wait(60)
             self.close_connection = True
             return
+        if self.server.refused and self.server.refused in body.decode():
+            error = {"code": -32601, "message": "the method does not exist"}
+            self.say(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "error": error}))
+            return
         passed = urllib.request.Request(  # noqa: S310 - a loopback address of this test
             self.server.node, body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(passed, timeout=60) as answer:  # noqa: S310
-            said = answer.read()
+            self.say(answer.read().decode())
+
+    def say(self, said: str) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(said.encode())
 
     def log_message(self, *_: object) -> None:
         pass
@@ -230,6 +237,18 @@ def test_without_the_node_it_says_so_and_leaves_it_alone_for_a_while(world):
     again = world.client.get(BUNDLE, params={"chain": "storage"})
     assert again.headers[HEADER] == block, "what is final stays right while the node is away"
     verify_bundle(again.content, world.trust(block))
+
+
+def test_a_node_without_proofs_of_storage_has_the_receipt_of_the_newest_anchor(world):
+    world.anchor()
+    world.gate.refused = "eth_getProof"
+    for _ in range(2):  # and once from what was kept
+        answer = world.client.get(BUNDLE)
+        shown = verify_bundle(answer.content, world.trust(answer.headers[HEADER]))
+        assert [x.tree_size for x in shown.on_chain] == [40]
+    assert world.gate.calls["eth_getBlockReceipts"] == 1
+    refused = world.client.get(BUNDLE, params={"chain": "storage"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "no_evidence")
 
 
 def test_no_anchor_and_another_chain_are_no_reason_to_fail(world):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_audit_trail.ledger import verdict
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 from rlhf_audit_trail.ledger.proof.bundle import encode_bundle, parse_bundle
 from rlhf_audit_trail.ledger.proof.evm.evidence import read_block
 from rlhf_audit_trail.ledger.proof.note import VerifierKey

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from benchmarks._world import Proxy
-from rlhf_audit_trail.ledger.chain.agreement import AgreeingRpc, connect
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
 from rlhf_audit_trail.ledger.chain.errors import ChainUnreachable, EndpointsDisagree, RpcError
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.node.agreement import AgreeingRpc, connect
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
 from rlhf_audit_trail.ledger.settings import ChainSettings, SettingsError
 from tests.chain_fixtures import FileJournal
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import StateSettings
-from rlhf_audit_trail.ledger.chain.contract import anchor, deploy
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader, AnchorState
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor, deploy
 from rlhf_audit_trail.ledger.chain.errors import (
     ChainUnreachable,
     Forked,
@@ -23,10 +22,11 @@ from rlhf_audit_trail.ledger.chain.errors import (
     RolledBack,
     WrongChain,
 )
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader, AnchorState
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import broadcast, chain_nonce, prepare
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import StateSettings
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import broadcast, chain_nonce, prepare
 from tests.chain_fixtures import FREE_PORT, FileJournal, GrowingLog
 
 pytestmark = pytest.mark.chain
@@ -115,7 +115,7 @@ def test_states_follow_the_chain_until_final(anvil, anchorer, journal, log):
         anvil.mine()
         anchorer.reconcile()
     lines = [line for line in journal.lines() if line["kind"] == "mined"]
-    states = [line["mined"]["heads"][0]["state"] for line in lines]
+    states = [line["mined"]["state"] for line in lines]
     assert states == ["mined", "safe", "finalized"]
     assert journal.unsettled() == []
     anchorer.reconcile()
@@ -285,11 +285,11 @@ def test_a_node_killed_before_it_was_saved_gets_the_same_bytes_again(tmp_path, j
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from rlhf_audit_trail.ledger.chain import transaction
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import signer_from_environment
+from rlhf_audit_trail.ledger.chain.signing import transaction
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import signer_from_environment
 from tests.chain_fixtures import FileJournal, GrowingLog
 
 url, contract, path, origin, size, point = sys.argv[1:]

@@ -15,16 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import (
-    AnvilConfig,
-    BinarySettings,
-    NodeSettings,
-    StateSettings,
-    find_anvil,
-    read_anvil_config,
-)
-from rlhf_audit_trail.ledger.chain.contract import anchor, deploy
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor, deploy
 from rlhf_audit_trail.ledger.chain.errors import (
     AnvilFailed,
     AnvilNotFound,
@@ -32,9 +24,17 @@ from rlhf_audit_trail.ledger.chain.errors import (
     ChainUnreachable,
     PortTaken,
 )
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    BinarySettings,
+    NodeSettings,
+    StateSettings,
+    find_anvil,
+    read_anvil_config,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.settings import SettingsError, UnknownSetting
 from tests.chain_fixtures import FREE_PORT, GrowingLog
 
@@ -227,7 +227,7 @@ def test_keys_are_never_shown():
 CHILD = """
 import sys, time
 from pathlib import Path
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
 from tests.chain_fixtures import FREE_PORT
 anvil = Anvil(FREE_PORT).start()
 print(anvil.pid, flush=True)

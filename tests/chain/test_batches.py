@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.anchoring.fees import WEI_PER_GWEI, FeeLimits, fees_at, raised
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorState
 from rlhf_audit_trail.ledger.chain.errors import Forked, RolledBack, SpendingCapReached
-from rlhf_audit_trail.ledger.chain.fees import WEI_PER_GWEI, FeeLimits, fees_at, raised
-from rlhf_audit_trail.ledger.chain.reader import AnchorState
-from rlhf_audit_trail.ledger.chain.rpc import parse_quantity
-from rlhf_audit_trail.ledger.chain.transaction import Fees, chain_nonce
+from rlhf_audit_trail.ledger.chain.node.rpc import parse_quantity
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees, chain_nonce
 from tests.chain_fixtures import FileJournal, GrowingLog
 
 pytestmark = pytest.mark.chain

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from eth_utils import keccak
 
-from rlhf_audit_trail.ledger.chain import build
-from rlhf_audit_trail.ledger.chain.compiled import ARTIFACT_PATH, load_artifact
+from rlhf_audit_trail.ledger.chain.contract import build
+from rlhf_audit_trail.ledger.chain.contract.compiled import ARTIFACT_PATH, load_artifact
 from rlhf_audit_trail.ledger.chain.errors import BuildFailed
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.abi import encode_anchor
-from rlhf_audit_trail.ledger.chain.compiled import CREATE2_FACTORY, load_artifact
-from rlhf_audit_trail.ledger.chain.contract import anchor, confirm, deploy
+from rlhf_audit_trail.ledger.chain.contract.abi import encode_anchor
+from rlhf_audit_trail.ledger.chain.contract.compiled import CREATE2_FACTORY, load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import (
+    AnchorReader,
+    AnchorState,
+    read_anchored,
+    read_head,
+)
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor, confirm, deploy
 from rlhf_audit_trail.ledger.chain.errors import (
     AnchorRefused,
     NoContractCode,
@@ -14,10 +20,9 @@ from rlhf_audit_trail.ledger.chain.errors import (
     WrongChain,
     WrongContractCode,
 )
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader, AnchorState, read_anchored, read_head
-from rlhf_audit_trail.ledger.chain.rpc import parse_quantity
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import (
+from rlhf_audit_trail.ledger.chain.node.rpc import parse_quantity
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import (
     await_receipt,
     broadcast,
     chain_nonce,

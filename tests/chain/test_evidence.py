@@ -9,29 +9,32 @@ import pytest
 import rlp as foreign_rlp
 from eth_utils import keccak
 
-from rlhf_audit_trail.ledger.chain.abi import encode_anchor
-from rlhf_audit_trail.ledger.chain.agreement import AgreeingRpc
-from rlhf_audit_trail.ledger.chain.confirming import (
-    BlockNotFinal,
-    ask_nodes,
-    confirm_block,
-    final_blocks,
-)
-from rlhf_audit_trail.ledger.chain.contract import anchor
+from rlhf_audit_trail.ledger.chain.contract.abi import encode_anchor
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor, deploy
 from rlhf_audit_trail.ledger.chain.errors import ChainUnreachable, RpcError, WrongChain
-from rlhf_audit_trail.ledger.chain.evidence import (
+from rlhf_audit_trail.ledger.chain.evidence.making import (
     NoEvidence,
     read_header,
     receipt_bytes,
     receipt_evidence,
     storage_evidence,
 )
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.trusting import chain_trust
+from rlhf_audit_trail.ledger.chain.evidence.trusting import chain_trust
+from rlhf_audit_trail.ledger.chain.node.agreement import AgreeingRpc
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.confirming import (
+    BlockNotFinal,
+    ask_nodes,
+    confirm_block,
+    final_blocks,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent, PolicyUnmet
 from rlhf_audit_trail.ledger.proof.evm.evidence import ChainEvidence, TrustedBlock, verify_evidence
 from rlhf_audit_trail.ledger.trust import AnchorTrust
+from tests.chain_fixtures import FREE_PORT
 
 pytestmark = pytest.mark.chain
 
@@ -47,6 +50,14 @@ def log_id(number):
 
 def root(number, size):
     return hashlib.sha256(b"root %d %d" % (number, size)).digest()
+
+
+@pytest.fixture(scope="module")
+def anvil():
+    """A chain of its own: how large evidence is depends on all that the chain holds."""
+    with Anvil(FREE_PORT) as chain, RpcClient(chain.url) as rpc:
+        deploy(rpc, KeySigner(chain.accounts[0].key), chain_id=CHAIN_ID)
+        yield chain
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +86,7 @@ def crowd(anvil, account):
 
 
 def deployed(rpc):
-    from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+    from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 
     address = load_artifact().address
     assert rpc.call("eth_getCode", address, "latest") != "0x"

@@ -14,10 +14,10 @@ import pytest
 
 from benchmarks._world import World
 from rlhf_audit_trail.auditor import AuditableRLHF
+from rlhf_audit_trail.ledger.chain.anchoring.following import Follower
+from rlhf_audit_trail.ledger.chain.anchoring.policy import Growth, Timing, Wish
 from rlhf_audit_trail.ledger.chain.errors import ChainUnreachable
-from rlhf_audit_trail.ledger.chain.following import Follower
-from rlhf_audit_trail.ledger.chain.policy import Growth, Timing, Wish
-from rlhf_audit_trail.ledger.chain.signer import PUBLISHER_KEY_VARIABLE
+from rlhf_audit_trail.ledger.chain.signing.signer import PUBLISHER_KEY_VARIABLE
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Forked
 from rlhf_audit_trail.ledger.settings import AnchorSettings

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.build import node_on_path
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.build import node_on_path
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.gas import synthetic_growth
-from rlhf_audit_trail.ledger.chain.abi import HeadUpdate, encode_anchor_many
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.contract import (
+from rlhf_audit_trail.ledger.chain.contract.abi import HeadUpdate, encode_anchor_many
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import (
     TRANSACTION_GAS_MAX,
     estimate_batch,
     prepare_anchors,
 )
 from rlhf_audit_trail.ledger.chain.errors import AnchorRefused, BatchTooLarge, RpcError
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import parse_quantity
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import (
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.rpc import parse_quantity
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import (
     SignedTransaction,
     await_receipt,
     broadcast,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rlhf_audit_trail.ledger.chain.journal import SqlAnchorJournal
-from rlhf_audit_trail.ledger.chain.reader import AnchoredHead, AnchorState
-from rlhf_audit_trail.ledger.chain.records import (
+from rlhf_audit_trail.ledger.chain.anchoring.journal import SqlAnchorJournal
+from rlhf_audit_trail.ledger.chain.anchoring.records import (
+    SUPERSEDED,
     Account,
     AnchorRecord,
     Dropped,
@@ -20,8 +20,9 @@ from rlhf_audit_trail.ledger.chain.records import (
     Seen,
     Spent,
 )
-from rlhf_audit_trail.ledger.chain.transaction import Fees
-from rlhf_audit_trail.ledger.chain.view import Place
+from rlhf_audit_trail.ledger.chain.anchoring.view import Place
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorState
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees
 from rlhf_audit_trail.ledger.log import Ledger
 
 ACCOUNT = Account(31337, "0x" + "ab" * 20, "0x" + "Cd" * 20)
@@ -57,14 +58,7 @@ def test_each_state_reads_back(tmp_path: Path) -> None:
         assert after(Dropped(record, "it failed", SPENT)) == [], "in a block that is final"
 
         def seen(state: AnchorState) -> Mined:
-            heads = [
-                AnchoredHead(
-                    x.tree_size, x.root, number + 1, 12, place.block_hash, record.tx_hash,
-                    SPENT.timestamp, state,
-                )
-                for number, x in enumerate(members)
-            ]  # fmt: skip
-            return Mined(tuple(heads), SPENT)
+            return Mined(state, place, (1, 2), SPENT)
 
         mined, final = seen(AnchorState.MINED), seen(AnchorState.FINALIZED)
         assert after(Seen(record, mined)) == [JournalEntry(record, mined)]
@@ -72,6 +66,10 @@ def test_each_state_reads_back(tmp_path: Path) -> None:
         assert after(Seen(record, final, is_known=True)) == []
         assert journal.last_final(ACCOUNT) == place
         assert journal.last_final(other) is None
-        assert journal.finalized(ACCOUNT) == [JournalEntry(record, final)]
+        assert list(journal.finalized(ACCOUNT)) == [JournalEntry(record, final)]
         assert after(Lost(record)) == [JournalEntry(record)]
-        assert journal.finalized(ACCOUNT) == []
+        assert list(journal.finalized(ACCOUNT)) == []
+        assert journal.superseded(ACCOUNT) == []
+        assert after(Dropped(record, SUPERSEDED)) == []
+        assert journal.superseded(ACCOUNT) == [JournalEntry(record, is_dropped=True)]
+        assert journal.superseded(other) == []

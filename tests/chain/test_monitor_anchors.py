@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from rlhf_audit_trail.cli.main import main
 from rlhf_audit_trail.ledger.anchor_watch import AnchorUnknown, AnchorWatch
-from rlhf_audit_trail.ledger.chain.anchors import ContractAnchors
-from rlhf_audit_trail.ledger.chain.contract import anchor
+from rlhf_audit_trail.ledger.chain.contract.anchors import ContractAnchors
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor
 from rlhf_audit_trail.ledger.chain.errors import NoContractCode, WrongChain
 from rlhf_audit_trail.ledger.monitor import Contradiction, Monitor
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent

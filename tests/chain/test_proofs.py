@@ -12,8 +12,8 @@ import pytest
 from eth_abi import encode
 
 from benchmarks.gas import synthetic_growth
-from rlhf_audit_trail.ledger.chain.abi import encode_anchor
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.abi import encode_anchor
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
 from rlhf_audit_trail.ledger.proof.errors import ProofError
 from rlhf_audit_trail.ledger.proof.merkle import verify_consistency, verify_inclusion
 from tests.chain_fixtures import GrowingLog

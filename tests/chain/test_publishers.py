@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from rlhf_audit_trail.ledger.chain.contract import anchor
+from rlhf_audit_trail.ledger.chain.anchoring.journal import SqlAnchorJournal
+from rlhf_audit_trail.ledger.chain.anchoring.lease import PublisherLease
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.anchoring.records import Account, AnchorRecord, Intended, Member
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor
 from rlhf_audit_trail.ledger.chain.errors import AnchorRefused, PublisherBusy
-from rlhf_audit_trail.ledger.chain.journal import SqlAnchorJournal
-from rlhf_audit_trail.ledger.chain.lease import PublisherLease
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.records import Account, AnchorRecord, Intended, Member
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import Fees
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Forked, Ledger, RolledBack
 from rlhf_audit_trail.ledger.settings import AnchorSettings, ChainSettings
@@ -77,7 +77,7 @@ def test_two_cannot_hold_the_same_key(ledger):
 CHILD = """
 import sys, time
 from pathlib import Path
-from rlhf_audit_trail.ledger.chain.lease import PublisherLease
+from rlhf_audit_trail.ledger.chain.anchoring.lease import PublisherLease
 from rlhf_audit_trail.ledger.log import Ledger
 with Ledger.open(sys.argv[1]) as ledger:
     with PublisherLease(ledger.engine, chain_id=1, publisher="0xab").held():

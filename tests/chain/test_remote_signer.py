@@ -16,15 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from eth_account import Account
 
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
 from rlhf_audit_trail.ledger.chain.errors import SignerError
-from rlhf_audit_trail.ledger.chain.remote_signer import (
+from rlhf_audit_trail.ledger.chain.signing.remote_signer import (
     SIGNER_TOKEN_VARIABLE,
     HttpKey,
     RemoteSigner,
 )
-from rlhf_audit_trail.ledger.chain.signer import PUBLISHER_KEY_VARIABLE
-from rlhf_audit_trail.ledger.chain.signers import KEYSTORE_PASSWORD_VARIABLE, make_signer
+from rlhf_audit_trail.ledger.chain.signing.signer import PUBLISHER_KEY_VARIABLE
+from rlhf_audit_trail.ledger.chain.signing.signers import KEYSTORE_PASSWORD_VARIABLE, make_signer
 from rlhf_audit_trail.ledger.settings import AnchorSettings, SettingsError
 from tests.chain_fixtures import FileJournal, fund
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_audit_trail.ledger.chain.errors import ChainUnreachable, RpcError
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient, parse_data, parse_quantity
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient, parse_data, parse_quantity
 from rlhf_audit_trail.ledger.settings import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,9 +171,9 @@ def test_reading_a_chain_needs_the_standard_library_only():
         "import sys\n"
         "for name in ('web3', 'eth_account', 'eth_utils', 'eth_abi', 'sqlmodel', 'torch'):\n"
         "    sys.modules[name] = None\n"
-        "import rlhf_audit_trail.ledger.chain.reader, rlhf_audit_trail.ledger.chain.anvil\n"
-        "import rlhf_audit_trail.ledger.chain.contract, rlhf_audit_trail.ledger.chain.anchorer\n"
-        "from rlhf_audit_trail.ledger.chain.abi import encode_head_call\n"
+        "import rlhf_audit_trail.ledger.chain.contract.reader, rlhf_audit_trail.ledger.chain.node.anvil\n"
+        "import rlhf_audit_trail.ledger.chain.contract.writer, rlhf_audit_trail.ledger.chain.anchoring.anchorer\n"
+        "from rlhf_audit_trail.ledger.chain.contract.abi import encode_head_call\n"
         "encode_head_call('0x' + 20 * 'ab', bytes(32))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import pytest
 
 from benchmarks.gas import synthetic_growth
-from rlhf_audit_trail.ledger.chain.abi import WORD_BYTES
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.abi import WORD_BYTES
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
 from rlhf_audit_trail.ledger.proof import merkle
 from rlhf_audit_trail.ledger.proof.errors import ProofError
 from tests.chain_fixtures import GrowingLog

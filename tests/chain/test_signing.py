@@ -11,13 +11,13 @@ from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
 
 from rlhf_audit_trail.ledger.chain.errors import SignerError
-from rlhf_audit_trail.ledger.chain.signer import (
+from rlhf_audit_trail.ledger.chain.signing.signer import (
     PUBLISHER_KEY_VARIABLE,
     KeySigner,
     signer_from_environment,
     signer_from_keystore,
 )
-from rlhf_audit_trail.ledger.chain.transaction import Fees, keccak256, rlp_encode, sign
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees, keccak256, rlp_encode, sign
 
 KEY = bytes(range(1, 33))
 HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.abi import MAX_CONTRACT_SIZE
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.contract import anchor
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.abi import MAX_CONTRACT_SIZE
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor
 from rlhf_audit_trail.ledger.chain.errors import AnchorRefused, RolledBack
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.proof.merkle import node_hash

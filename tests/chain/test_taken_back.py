@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anchorer import Anchorer
-from rlhf_audit_trail.ledger.chain.transaction import await_receipt, chain_nonce
+from rlhf_audit_trail.ledger.chain.anchoring.anchorer import Anchorer
+from rlhf_audit_trail.ledger.chain.signing.transaction import await_receipt, chain_nonce
 from tests.chain_fixtures import FileJournal
 
 pytestmark = pytest.mark.chain

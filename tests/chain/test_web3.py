@@ -7,11 +7,11 @@ import os
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.compiled import ARTIFACT_PATH, load_artifact
-from rlhf_audit_trail.ledger.chain.contract import anchor
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.contract.compiled import ARTIFACT_PATH, load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from tests.chain_fixtures import GrowingLog
 
 pytestmark = pytest.mark.chain

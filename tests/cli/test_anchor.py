@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TIMEOUT_S = 120

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.contract import deploy
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import deploy
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 
 PROJECT = Path(__file__).parents[2]
 DEADLINE_S = 30

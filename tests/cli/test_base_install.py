@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 import venv
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_audit_trail.ledger.events import Event
+from rlhf_audit_trail.ledger.export import export_log
 from rlhf_audit_trail.ledger.log import Ledger
+from rlhf_audit_trail.ledger.weights.digest import tensor_record, weights_digest
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 600
@@ -108,6 +111,26 @@ def test_a_flipped_byte_is_refused(
     result = json.loads(done.stdout)
     assert done.returncode in {1, 4}, done.stdout
     assert any(check["state"] in {"failed", "unreadable"} for check in result["checks"])
+
+
+def test_a_model_is_recognised_in_an_exported_log(installed: Path, tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "audit", organisation="acme.example") as ledger:
+        log = ledger.open_run("run")
+        record = tensor_record("w", "U8", [4], b"abcd")
+        fields = {"role": "policy_final", "weights_digest": weights_digest([record]).hex()}
+        log.record(Event("model.registered", fields | {"tensors": 1, "parameters": 4}))
+        log.publish()
+        export_log(log, tmp_path / "export")
+        key = ledger.key_file("run")
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    for name, data, code in (("own", b"abcd", 0), ("other", b"abce", 3)):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+        done = run(
+            installed / "rlhf-audit", "verify-model", path, "--log", tmp_path / "export",
+            "--key", key,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 def test_other_commands_name_the_extra(installed: Path, tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from click.testing import CliRunner, Result
 from eth_account import Account
 
 from rlhf_audit_trail.cli.main import main
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.compiled import CREATE2_FACTORY, load_artifact
-from rlhf_audit_trail.ledger.chain.contract import anchor, deploy
-from rlhf_audit_trail.ledger.chain.deployment import (
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.compiled import CREATE2_FACTORY, load_artifact
+from rlhf_audit_trail.ledger.chain.contract.deployment import (
     FACTORY_FUNDS_WEI,
     FACTORY_SIGNER,
     FACTORY_TRANSACTION,
@@ -28,11 +27,12 @@ from rlhf_audit_trail.ledger.chain.deployment import (
     derive_address,
     plan_deployment,
 )
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import await_receipt, broadcast, keccak256
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import anchor, deploy
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import await_receipt, broadcast, keccak256
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger
 from tests.chain_fixtures import FREE_PORT

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
 
 RECORD = Path(__file__).parent.parent / "scripts" / "record_run.py"
 TIMEOUT_S = 120

@@ -107,7 +107,7 @@ def test_without_anvil_it_says_how_to_get_it(tmp_path: Path) -> None:
     """Away from the checkout, where no node_modules holds the binary."""
     code = (
         "import sys\n"
-        "from rlhf_audit_trail.ledger.chain import anvil_settings\n"
+        "from rlhf_audit_trail.ledger.chain.node import anvil_settings\n"
         "anvil_settings._PROJECT = __import__('pathlib').Path(sys.argv[1])\n"
         "from rlhf_audit_trail.cli.main import main\n"
         "main(['demo', '--fast'])\n"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.reader import read_anchored
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.contract.reader import read_anchored
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.fsck import fsck, open_damaged
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger
 from tests.chain_fixtures import FREE_PORT

@@ -11,10 +11,10 @@ import itertools
 import sys
 
 from rlhf_audit_trail.auditor import AuditableRLHF
-from rlhf_audit_trail.ledger.chain.publishing import Publisher
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.anchoring.publishing import Publisher
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.log import Ledger
-from rlhf_audit_trail.ledger.weights import tensor_record
+from rlhf_audit_trail.ledger.weights.digest import tensor_record
 
 key = bytes.fromhex(sys.stdin.readline())
 with Ledger.open(sys.argv[1]) as ledger, Publisher(ledger, KeySigner(key)) as publisher:

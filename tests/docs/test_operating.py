@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlhf_audit_trail.cli.main import main
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.settings import LEDGER_TABLES, read_tables
@@ -60,6 +61,19 @@ def _ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ledger.registry.publish()
 
 
+def test_annotations_and_trainings_from_elsewhere() -> None:
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b", "annotator": "ann"}
+    Path("export.jsonl").write_text(json.dumps(pair), "utf-8")
+    Path("guideline.md").write_text("be kind", "utf-8")
+    Path("rollouts").mkdir()
+    row = {"input": "Q", "output": "A", "score": 1.0, "step": 1}
+    Path("rollouts/1.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run("Annotations and trainings from elsewhere")
+    with Ledger.open("audit") as ledger:
+        assert ledger.find("run42").size == 302
+        assert len(list(ledger.find("run44").entries(kind="rollout.scored"))) == 1
+
+
 def test_copies_bring_back_what_was_lost() -> None:
     run("Who else remembers")
     for path in Path("audit").glob("ledger.db*"):
@@ -96,6 +110,20 @@ def test_a_training_on_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.published() is not None
 
 
+def test_weights_and_what_they_were_made_from() -> None:
+    import torch
+
+    from rlhf_audit_trail.auditor import AuditableRLHF
+
+    run("Weights of checkpoints")
+    (code,) = blocks("python", "Weights of checkpoints")
+    with AuditableRLHF("tiny", ledger="audit", source="simulated") as auditor:
+        exec(code, {"auditor": auditor, "model": torch.nn.Linear(2, 2)})  # noqa: S102 - the page's own code
+    with Ledger.open("audit") as ledger:
+        (first, cast) = ledger.find("run45").entries(kind="checkpoint.saved")
+        assert cast.event["derived_from"][0]["weights_digest"] == first.event["weights_digest"]
+
+
 @pytest.mark.chain
 def test_anchoring(monkeypatch: pytest.MonkeyPatch) -> None:
     with Anvil(FREE_PORT) as chain:
@@ -105,6 +133,19 @@ def test_anchoring(monkeypatch: pytest.MonkeyPatch) -> None:
         run("Anchoring")
     with Ledger.open("audit") as ledger:
         assert ledger.find("run42").anchored_sizes() == [300]
+
+
+def test_a_persons_data() -> None:
+    person = "ann@acme.example"
+    with Ledger.open("audit") as ledger:
+        sealed = {"prompt": "asked", "annotator": person, "reward": 0.5}
+        fields = {"source": "human", "batch": 0}
+        ledger.open_run("run42").record(Event("annotation.recorded", fields, sealed, person))
+    run("A person's data")
+    assert json.loads(Path("ann.json").read_text("utf-8"))["runs"][0]["run"] == "run42"
+    with Ledger.open("audit") as ledger:
+        (told,) = ledger.registry.entries(kind="subject.erased")
+        assert told.event["entries"] == 1
 
 
 def test_new_keys_and_an_old_run() -> None:

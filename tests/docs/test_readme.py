@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from rlhf_audit_trail.cli.main import main
 from rlhf_audit_trail.demo import attacks
+from rlhf_audit_trail.demo.models import make_policy, make_tokenizer
 from rlhf_audit_trail.ledger.log import Ledger
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
@@ -40,8 +42,17 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model(batch).sum().backward()
         optimizer.step()
 
+    tokens = make_tokenizer()
+    rows = {"input_ids": [[5, 6, 1], [7, 8, 1]], "labels": [[5, 6, 1], [7, 8, 1]]}
+    trainer = Trainer(
+        make_policy(tokens),
+        TrainingArguments(str(tmp_path / "out"), use_cpu=True, max_steps=1, report_to="none"),
+        train_dataset=[
+            dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)
+        ],
+    )
     names = {
-        "train": train, "model": model, "optimizer": optimizer, "batch": batch,
+        "trainer": trainer, "train": train, "model": model, "optimizer": optimizer, "batch": batch,
         "loss_of": lambda model, batch: model(batch).square().mean(),
         "prompts": ["a", "b"], "responses": ["c", "d"],
         "annotator_ids": ["ann", "bob"], "rewards": [0.5, 1.0],
@@ -70,7 +81,7 @@ def test_the_snippets_run_and_the_bundle_verifies() -> None:
 
 
 def test_the_command_table_names_every_command_and_no_other() -> None:
-    named = set(re.findall(r"^\| `rlhf-audit (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"^\| `rlhf-audit ([\w-]+)", README, re.MULTILINE))
     assert named == set(main.list_commands(None))
 
 

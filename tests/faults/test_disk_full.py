@@ -9,12 +9,12 @@ import signal
 
 import pytest
 from recorded_run import event_of, number_of
-from sqlalchemy import event
 
 from rlhf_audit_trail.ledger import writer
 from rlhf_audit_trail.ledger.fsck import fsck
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.writer import AppendFailed
+from tests.store_faults import no_larger_files, no_more_pages
 
 GROUPS, EACH = 15, 100
 COUNT = GROUPS * EACH
@@ -32,36 +32,15 @@ def ledger(tmp_path):
         yield opened
 
 
-@contextlib.contextmanager
-def no_larger_files(ledger):
-    """Have the kernel refuse to make any file of this process much larger than the log is now."""
-    largest = max(x.stat().st_size for x in ledger.directory.rglob("*") if x.is_file()) + ROOM
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+def little_room_in_files(ledger):
+    """Files may become somewhat larger than the largest is now."""
+    largest = max(x.stat().st_size for x in ledger.directory.rglob("*") if x.is_file())
+    return no_larger_files(largest + ROOM)
 
 
-@contextlib.contextmanager
-def no_more_pages(ledger):
-    """Have SQLite itself say that the disk is full, some pages from now."""
-    with ledger.engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar() + ROOM // 4096
-
-    def limit(connection, _record):
-        connection.execute(f"PRAGMA max_page_count = {pages}")
-
-    event.listen(ledger.engine, "connect", limit)
-    ledger.engine.dispose()
-    try:
-        yield
-    finally:
-        event.remove(ledger.engine, "connect", limit)
-        ledger.engine.dispose()
+def little_room_in_pages(ledger):
+    """The database may get some pages more."""
+    return no_more_pages(ledger, room_pages=ROOM // 4096)
 
 
 def numbers(log):
@@ -69,7 +48,7 @@ def numbers(log):
     return [number for number in found if number is not None]
 
 
-@pytest.mark.parametrize("full", [no_larger_files, no_more_pages])
+@pytest.mark.parametrize("full", [little_room_in_files, little_room_in_pages])
 def test_what_finds_no_room_is_refused_whole_and_told(ledger, full):
     log = ledger.open_run("run42")
     log.record_many(map(event_of, range(300)))[-1].result()
@@ -103,7 +82,7 @@ def publish_for_ever(log):
 def test_a_head_that_finds_no_room_is_not_signed_and_is_signed_later(ledger):
     log = ledger.open_run("run42")
     log.record_many(map(event_of, range(300)))[-1].result()
-    with no_larger_files(ledger), pytest.raises(Exception, match=r"disk is full|disk I/O"):
+    with little_room_in_files(ledger), pytest.raises(Exception, match=r"disk is full|disk I/O"):
         publish_for_ever(log)
     signed = log.published_sizes()
     head = log.publish().head

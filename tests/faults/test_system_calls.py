@@ -24,8 +24,8 @@ from system_calls import WAYS, Fault, why_not
 from trial import in_fork, prepare, try_out
 
 ALL = os.environ.get("RLHF_AUDIT_FAULTS") == "all"
-EACH = 16  # trials of a way, where not all are wanted
-TWICE = 12
+EACH = 10  # trials of a way, where not all are wanted
+TWICE = 8
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf_audit_trail.ledger.chain.abi import HeadUpdate, encode_anchor_many
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import Fees, sign
+from rlhf_audit_trail.ledger.chain.contract.abi import HeadUpdate, encode_anchor_many
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees, sign
 from rlhf_audit_trail.ledger.reading import StoredLog
 
 CONTRACT = "0x" + "c0" * 20

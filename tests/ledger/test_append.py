@@ -125,6 +125,31 @@ def test_sealed_values_open_to_what_the_entry_committed_to(ledger, annotation):
     assert log.opened(index)["prompt"] == "prompt 7"
 
 
+def test_events_of_all_sorts_in_one_call_keep_their_order_and_their_own_values(ledger, annotation):
+    """They are made in groups of the same sealed fields, and must come apart again."""
+    log = ledger.open_run("run42")
+    events = []
+    for number in range(400):
+        events += [annotation(number), alert(f"{number}")][: 1 + number % 2]
+        if number % 3 == 0:
+            events.append(Event("metrics.logged", {"step": number}, {"metrics": {"x": number}}))
+    log.record_many(events)[-1].result()
+    for index, (event, entry) in enumerate(zip(events, log.entries(), strict=True)):
+        assert (entry.event["kind"], entry.leaf_index) == (event.kind, index)
+        opened = log.opened(index)
+        opened.pop("annotator", None)  # a pseudonym there
+        assert opened == {k: v for k, v in event.sealed.items() if k != "annotator"}
+    for kind in ("annotation.recorded", "alert.raised", "metrics.logged", "gap"):
+        found = [entry.leaf_index for entry in log.entries(kind=kind)]
+        assert found == [index for index, event in enumerate(events) if event.kind == kind]
+        newest = log.newest(kind)
+        assert (newest and newest.leaf_index) == (found[-1] if found else None)
+    assert [entry.leaf_index for entry in log.entries(300, 310, kind="alert.raised")] == [
+        index for index in range(300, 310) if events[index].kind == "alert.raised"
+    ]
+    assert list(fsck(ledger)) == []
+
+
 def test_equal_values_have_unequal_commitments(ledger, annotation):
     log = ledger.open_run("run42")
     log.record_many([annotation(0), annotation(0)])[-1].result()

@@ -6,35 +6,18 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from rlhf_audit_trail.ledger import writer
 from rlhf_audit_trail.ledger.fsck import fsck
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.writer import AppendFailed
+from tests.store_faults import no_more_pages
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr(writer, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
-
-
-@contextmanager
-def disk_full(ledger):
-    """Let the database grow no further."""
-
-    def limit(connection, _record):
-        pages = connection.execute("PRAGMA page_count").fetchone()[0]
-        connection.execute(f"PRAGMA max_page_count = {pages}")
-
-    event.listen(ledger.engine, "connect", limit)
-    ledger.engine.dispose()
-    try:
-        yield
-    finally:
-        event.remove(ledger.engine, "connect", limit)
-        ledger.engine.dispose()
 
 
 @contextmanager
@@ -75,7 +58,7 @@ def gaps(log):
     return [tuple(x.event[name] for name in names) for x in log.entries(kind="gap")]
 
 
-@pytest.mark.parametrize("failure", [disk_full, refused])
+@pytest.mark.parametrize("failure", [no_more_pages, refused])
 def test_what_the_store_refuses_raises_and_becomes_a_gap(ledger, annotation, failure):
     log = ledger.open_run("run42")
     log.record_many(annotation(number) for number in range(10))[-1].result()

@@ -13,6 +13,7 @@ from rlhf_audit_trail.ledger.fsck import fsck, open_damaged
 from rlhf_audit_trail.ledger.log import Ledger, LedgerMissing
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.store.database import StoreError
+from rlhf_audit_trail.ledger.subjects import erase_subject
 
 RUN = "(SELECT number FROM log WHERE run_id = 'run42')"
 
@@ -129,7 +130,60 @@ DAMAGE = {
     "a tail put very far away": (
         ["UPDATE entry SET leaf_index = 1 << 60 WHERE log_number = RUN AND leaf_index = 599",
          "UPDATE vault SET leaf_index = 1 << 60 WHERE log_number = RUN AND leaf_index = 599"],
-        {("run42", "entry", "index 599"), ("run42", "log", "size")},
+        {("run42", "entry", "index 599"), ("run42", "log", "size"),
+         *(("run42", what, f"index {1 << 60}") for what in ("writer_span", "kind_tile", "subject_tile"))},
+    ),
+    "a span of a writer's numbers deleted": (
+        ["DELETE FROM writer_span WHERE log_number = RUN AND first_index = 0"],
+        {("run42", "writer_span", "index 0")},
+    ),
+    "a span that begins too late": (
+        ["UPDATE writer_span SET first_index = 7, first_seq = 7 WHERE log_number = RUN AND first_index = 0"],
+        {("run42", "writer_span", "index 0")},
+    ),
+    "a span of somebody else": (
+        ["UPDATE writer_span SET writer_id = 'x' WHERE log_number = RUN AND first_index = 0"],
+        {("run42", "writer_span", "index 0")},
+    ),
+    "a span that counts from elsewhere": (
+        ["UPDATE writer_span SET first_seq = first_seq + 1 WHERE log_number = RUN AND first_index = 0"],
+        {("run42", "writer_span", "index 0")},
+    ),
+    "a span without a number": (
+        ["UPDATE writer_span SET first_seq = 'x' WHERE log_number = RUN AND first_index = 0"],
+        {("run42", "writer_span", "index 0")},
+    ),
+    "a span behind the end": (
+        ["INSERT INTO writer_span VALUES (RUN, 700, 'x', 0)"],
+        {("run42", "writer_span", "index 700")},
+    ),
+    "a span within another": (
+        ["INSERT INTO writer_span VALUES (RUN, 300, 'x', 0)"],
+        {("run42", "writer_span", "index 300")},
+    ),
+    "a kind that is not filed": (
+        ["DELETE FROM kind_tile WHERE log_number = RUN AND tile_index = 1"],
+        {("run42", "kind_tile", "index 256")},
+    ),
+    "a kind filed where it is not": (
+        ["INSERT INTO kind_tile VALUES (RUN, 'gap', 1)"],
+        {("run42", "kind_tile", "index 256")},
+    ),
+    "a subject that is not filed": (
+        ["DELETE FROM subject_tile WHERE log_number = RUN AND tile_index = 1"],
+        {("run42", "subject_tile", "index 256")},
+    ),
+    "a subject filed where it is not": (
+        ["INSERT INTO subject_tile VALUES (RUN, 1, x'00')"],
+        {("run42", "subject_tile", "index 256")},
+    ),
+    "a subject filed behind the end": (
+        ["INSERT INTO subject_tile VALUES (RUN, 9, x'00')"],
+        {("run42", "subject_tile", "index 2304")},
+    ),
+    "a kind filed behind the end": (
+        ["INSERT INTO kind_tile VALUES (RUN, 'gap', 9)"],
+        {("run42", "kind_tile", "index 2304")},
     ),
     "a log's size": (
         ["UPDATE log SET size = 1 << 60 WHERE run_id = 'run42'"],
@@ -221,7 +275,7 @@ DAMAGE = {
     ),
     "a run's log row deleted": (
         ["DELETE FROM log WHERE run_id = 'ended'"],
-        {("registry", "registry", "index 2"), ("", "anchor", "row 2"), *(("", "log", f"table {name}") for name in ("entry", "tree_head", "vault"))},
+        {("registry", "registry", "index 2"), ("", "anchor", "row 2"), *(("", "log", f"table {name}") for name in ("entry", "kind_tile", "subject_tile", "tree_head", "vault", "writer_span"))},
     ),
     "an anchor's root": (
         ["UPDATE anchor SET root = flip(root) WHERE id = 1"],
@@ -362,9 +416,19 @@ def test_an_object_damaged_or_gone(damaged, examine):
 
 
 def test_an_erased_subject_is_counted_and_no_damage(damaged, examine):
-    sql(damaged, "DELETE FROM subject_key WHERE rowid = 1", file="vault-keys.db")
+    with Ledger.open(damaged) as ledger:
+        done = erase_subject(ledger, "annotator-1@example.org", basis="request")
+    assert done.entries == {"run42": 120, "ended": 1}
     found, summary = examine(damaged)
     assert found == set()
+    assert summary.erased == 121
+
+
+def test_a_secret_that_is_gone_without_a_word_is_damage(damaged, examine):
+    sql(damaged, "DELETE FROM subject_key WHERE rowid = 1", file="vault-keys.db")
+    found, summary = examine(damaged)
+    assert ("run42", "vault", "erased") in found
+    assert {(what, where) for _, what, where in found} == {("vault", "erased")}
     assert summary.erased in {120, 121}  # whichever person it was
 
 

@@ -21,7 +21,7 @@ from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.store.database import writing
 from rlhf_audit_trail.ledger.store.models import CosignatureRow
 
-SEEDS = 8
+SEEDS = 6
 TRIES = 50
 RUN = "log_number = (SELECT number FROM log WHERE run_id = 'run42')"
 
@@ -68,6 +68,10 @@ def size(number):
 COLUMNS = [
     *(Column("entry", column, "entry", "leaf_index", index)
       for column in ("data", "leaf_hash", "writer_id", "seq", "kind")),
+    *(Column("writer_span", column, "writer_span", "first_index", index)
+      for column in ("writer_id", "first_seq")),
+    Column("kind_tile", "kind", "kind_tile", "tile_index * 256", index),
+    Column("subject_tile", "subject", "subject_tile", "tile_index * 256", index),
     *(Column("hash_tile", column, "hash_tile", "level || ' ' || tile_index",
              lambda x: "level {}, tile {}".format(*x.split()))
       for column in ("hashes", "inner_nodes")),

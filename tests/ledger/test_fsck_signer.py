@@ -8,9 +8,9 @@ import random
 import pytest
 from eth_account import Account
 
-from rlhf_audit_trail.ledger.chain.abi import HeadUpdate, encode_anchor, encode_anchor_many
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
-from rlhf_audit_trail.ledger.chain.transaction import Fees, sign
+from rlhf_audit_trail.ledger.chain.contract.abi import HeadUpdate, encode_anchor, encode_anchor_many
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.signing.transaction import Fees, sign
 from rlhf_audit_trail.ledger.fsck.secp256k1 import is_spelled, signer_of
 from rlhf_audit_trail.ledger.fsck.transactions import AnchoredMember, read_transaction
 from rlhf_audit_trail.ledger.proof.errors import MalformedBundle

@@ -127,7 +127,11 @@ COMMAND = (sys.executable, "-m", "rlhf_audit_trail.cli", "fsck", "--jobs", "3", 
 def command(damaged):
     """The command with two workers, stopped, so that it cannot end by itself."""
     with subprocess.Popen(
-        [*COMMAND, str(damaged)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        # whoever runs the tests in the background may have interrupts ignored, which is inherited
+        ["env", "--default-signal=INT", *COMMAND, str(damaged)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         workers = wait_until(lambda: len(found := workers_of(process.pid)) == 2 and found)
         for pid in workers:

@@ -22,7 +22,7 @@ from rlhf_audit_trail.ledger.proof.verify import TrustPolicy, verify_bundle
 from rlhf_audit_trail.ledger.settings import SettingsError
 from rlhf_audit_trail.ledger.tlog_policy import InvalidPolicy
 from rlhf_audit_trail.ledger.witness import origin_hash
-from rlhf_audit_trail.recorder import RunRecorder
+from rlhf_audit_trail.record.recorder import RunRecorder
 from tests.ledger.guarding import (
     RUN,
     WitnessProcess,

@@ -69,6 +69,8 @@ def forge(directory, log, event):
     size = log.size
     execute(directory, insert, log.number, size, "f" * 32, event.kind, data, leaf_hash(data))
     execute(directory, "UPDATE log SET size = size + 1 WHERE number = ?", log.number)
+    filed = "INSERT OR IGNORE INTO kind_tile VALUES (?, ?, ?)"
+    execute(directory, filed, log.number, event.kind, size // 256)
 
 
 def test_who_can_write_the_store_but_has_no_secret_makes_us_sign_with_no_other_key(

@@ -19,10 +19,15 @@ from rlhf_audit_trail.ledger.log import Ledger
 CHILD = Path(__file__).parent / "appender.py"
 SIGNER = Path(__file__).parent / "signer.py"
 
+# A group of processes that nobody outside waits for is woken by the kernel when one of it ends;
+# in a session of its own a stopped process stays stopped.
+APART = {"start_new_session": True}
+
 
 def start(directory, *, total, group, how=""):
     arguments = [sys.executable, CHILD, directory, "run42", str(total), str(group)]
-    return subprocess.Popen([*arguments, *[how][: bool(how)]], stdout=subprocess.PIPE, text=True)
+    command = [*arguments, *[how][: bool(how)]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **APART)
 
 
 def receipts(output):
@@ -108,7 +113,7 @@ def test_a_stopped_process_blocks_no_one_and_loses_nothing(
 def start_signer(directory, *how):
     command = [sys.executable, SIGNER, directory, "run42", *how]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **pipes)
+    return subprocess.Popen(command, text=True, **pipes, **APART)
 
 
 def read_until_stopping(child):

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_audit_trail.auditor import AuditableRLHF
 from rlhf_audit_trail.ledger.log import Log
-from rlhf_audit_trail.recorder import RunRecorder
+from rlhf_audit_trail.record.recorder import RunRecorder
 
 ROWS: dict[str, Any] = {
     "prompts": ["p0", "p1", "p2"],

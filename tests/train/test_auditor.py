@@ -15,10 +15,10 @@ from rlhf_audit_trail.auditor import AuditableRLHF, UnsupportedMode
 from rlhf_audit_trail.capture import InvalidColumn, NonFiniteValue, UnequalLengths, WrongArgument
 from rlhf_audit_trail.ledger.log import InvalidName, Ledger
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
-from rlhf_audit_trail.model_weights import NotWeights
 from rlhf_audit_trail.privacy import PrivacyConfig
-from rlhf_audit_trail.recorder import NoStepSeen
+from rlhf_audit_trail.record.recorder import NoStepSeen
 from rlhf_audit_trail.run_events import UnknownSource
+from rlhf_audit_trail.weights.model_weights import NotWeights
 from tests.train.running import ROWS, events, kinds, record_run
 
 
@@ -185,6 +185,10 @@ def test_no_step_seen_warns_once_and_says_so(auditor: AuditableRLHF) -> None:
                     annotator_privacy_mode="strong", reward_bounds=(0, 1)
                 )
             },
+            UnsupportedMode,
+        ),
+        (
+            {"privacy_config": PrivacyConfig(release_values=True, reward_bounds=(0, 1))},
             UnsupportedMode,
         ),
     ],

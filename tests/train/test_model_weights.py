@@ -10,8 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_audit_trail.ledger.weights import DTYPE_BITS, tensor_record, weights_digest
-from rlhf_audit_trail.model_weights import DTYPE_NAMES, UnknownDtype, digest_model, tensor_bytes
+from rlhf_audit_trail.ledger.weights.digest import DTYPE_BITS, tensor_record, weights_digest
+from rlhf_audit_trail.weights.model_weights import (
+    DTYPE_NAMES,
+    UnknownDtype,
+    digest_model,
+    tensor_bytes,
+)
 
 
 def test_the_digest_is_that_of_the_little_endian_bytes() -> None:

@@ -13,8 +13,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from rlhf_audit_trail.auditor import AuditableRLHF
 from rlhf_audit_trail.capture import Movement
-from rlhf_audit_trail.model_weights import digest_model
-from rlhf_audit_trail.optimizer_watch import OptimizerWatch, coordinates, total_norm
+from rlhf_audit_trail.movement.optimizer_watch import OptimizerWatch, coordinates, total_norm
+from rlhf_audit_trail.weights.model_weights import digest_model
 
 HEAD = "acme.example/rlhf/run\n0\n"
 
@@ -325,3 +325,57 @@ def test_weights_are_bit_equal_with_and_without_the_audit(auditor: AuditableRLHF
     plain = train(audited=False)
     with auditor.track_training(experiment_name="run-1"):
         assert train(audited=True) == plain
+
+
+def test_the_step_after_a_checkpoint_is_measured_exactly_beside_its_sample() -> None:
+    torch.manual_seed(2)
+    parameters = [torch.nn.Parameter(torch.randn(300, 400)), torch.nn.Parameter(torch.randn(777))]
+    watch = OptimizerWatch(lambda: HEAD, exact_parameters_max=1_000)
+    watch.install()
+    found = []
+    try:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        for step in range(3):
+            before = [p.detach().clone() for p in parameters]
+            for p in parameters:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+            deltas = [p.detach() - old for p, old in zip(parameters, before, strict=True)]
+            found.append((watch.take(optimizer), reference_norm(deltas)))
+            if step == 0:
+                watch.compare_next()
+    finally:
+        watch.remove()
+    movements = [movement for movement, _ in found]
+    assert [x.kind for x in movements if x] == ["sampled", "exact", "sampled"]
+    exact, wanted = found[1]
+    assert exact is not None
+    assert exact.delta_norm == pytest.approx(wanted, rel=1e-6)
+    assert exact.statistics["sample"]["delta_norm"] == pytest.approx(wanted, rel=0.01)
+    assert exact.statistics["sample"]["delta_norm"] != exact.delta_norm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_weights_are_compared_piece_by_piece_with_the_same_result(dtype: torch.dtype) -> None:
+    """What a cache does not hold takes another way; pieces of every length, over two windows."""
+    torch.manual_seed(3)
+    shapes = [(2050, 2048), (70_001,), (3,), (1, 0), ()]
+    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    watch = OptimizerWatch(lambda: HEAD)
+    watch.install()
+    try:
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        for _ in range(2):
+            before = [p.detach().clone() for p in parameters]
+            for p in parameters:
+                p.grad = torch.randn_like(p)
+            gradients = reference_norm([p.grad for p in parameters if p.grad is not None])
+            optimizer.step()
+            found = watch.take(optimizer)
+            assert found is not None
+            assert (found.kind, found.failure) == ("exact", "")
+            deltas = [p.detach() - old for p, old in zip(parameters, before, strict=True)]
+            assert found.delta_norm == pytest.approx(reference_norm(deltas), rel=1e-5)
+            assert found.grad_norm_applied == pytest.approx(gradients, rel=1e-5)
+    finally:
+        watch.remove()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -12,15 +15,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from rlhf_audit_trail.auditor import AuditableRLHF, NotTracking
 from rlhf_audit_trail.capture import UnequalLengths
 from rlhf_audit_trail.demo.models import make_tokenizer
-from rlhf_audit_trail.model_weights import digest_model
-from rlhf_audit_trail.ppo import (
+from rlhf_audit_trail.ppo.args import InvalidPPOArgs, PPOArgs
+from rlhf_audit_trail.ppo.rollout import forward, join, sample
+from rlhf_audit_trail.ppo.trainer import (
     AuditablePPOTrainer,
     MissingDataset,
     MissingReward,
     NonFiniteLoss,
+    WrongCheckpoint,
 )
-from rlhf_audit_trail.ppo_args import InvalidPPOArgs, PPOArgs
-from rlhf_audit_trail.rollout import forward, join, sample
+from rlhf_audit_trail.weights.model_weights import digest_model
 
 PROMPTS = [
     "how do i fix my lamp ?",
@@ -350,7 +354,9 @@ def test_every_step_is_recorded_with_real_figures(tokenizer: Any, auditor: Audit
         assert rollout["reward_mean"] == pytest.approx(report.score_mean, abs=1e-6)
         assert rollout["kl_mean"] == pytest.approx(report.kl_mean, abs=1e-6)
         assert len(rollout["rows"]) == 8
-        assert count_help([""], [rollout["rows"][0]["completion"]]) == [rollout["rows"][0]["score"]]
+        assert count_help([""], [rollout["rows"][0]["completion"]]) == [
+            rollout["rows"][0]["rewards"]["score"]
+        ]
         sealed = log.opened(update.leaf_index)
         public = update.event
         assert (public["updates"], public["rows"], public["algorithm"]) == (4, 8, "ppo")
@@ -390,3 +396,97 @@ def test_weights_are_bit_equal_with_and_without_the_record(
     assert digest_model(audited.model).digest == digest_model(silent.model).digest
     assert digest_model(audited.value_head).digest == digest_model(silent.value_head).digest
     assert [r.score_mean for r in recorded] == [r.score_mean for r in plain]
+
+
+# --- in parts, adapters, checkpoints ----------------------------------------------------------
+
+
+def test_reading_in_parts_gives_the_same_update(tokenizer: Any) -> None:
+    queries = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    responses = [[5, 6, 1], [7], [8, 9]]
+    whole, parts = (
+        make_trainer(tokenizer, None, args=replace(SMALL, generation_batch_size=size))
+        for size in (0, 2)
+    )
+    one, two = (x.step(queries, responses, [0.1, 0.2, 0.6]) for x in (whole, parts))
+    assert two.policy_loss == pytest.approx(one.policy_loss, abs=1e-6)
+    assert two.kl_mean == pytest.approx(one.kl_mean, abs=1e-6)
+    (report,) = parts.train(1)
+    assert report.first_ratio_deviation < 1e-5
+    assert report.length_mean > 0
+
+
+def test_the_price_of_kl_follows_its_target(tokenizer: Any) -> None:
+    args = PPOArgs(kl_coef=0.1, kl_target=2.0, kl_horizon=100)
+    assert args.next_kl_coef(0.1, 20.0, completions=50) == pytest.approx(0.11)
+    assert args.next_kl_coef(0.1, 2.2, completions=50) == pytest.approx(0.105)
+    assert args.next_kl_coef(0.1, 0.0, completions=50) == pytest.approx(0.09)
+    assert PPOArgs(kl_coef=0.1).next_kl_coef(0.1, 20.0, completions=50) == 0.1
+    trainer = make_trainer(tokenizer, None, args=replace(SMALL, kl_target=1e-6, kl_horizon=8))
+    coefs = [report.kl_coef for report in trainer.train(3)]
+    assert coefs[0] == 0.05
+    assert coefs[2] > coefs[1] * 1.1
+
+
+def test_a_resumed_training_goes_on_bit_for_bit(
+    tokenizer: Any, auditor: AuditableRLHF, tmp_path: Path
+) -> None:
+    straight = make_trainer(tokenizer, None)
+    reports = straight.train(4)
+    first = make_trainer(tokenizer, auditor)
+    with auditor.track_training(experiment_name="run-1") as run:
+        first.train(2)
+        first.save(tmp_path / "ppo-2")
+    second = make_trainer(tokenizer, auditor)
+    with auditor.track_training(experiment_name="run-1"):
+        second.resume(tmp_path / "ppo-2")
+        resumed = second.train(2)
+    assert [report.score_mean for report in resumed] == [x.score_mean for x in reports[2:]]
+    assert digest_model(second.actor).digest == digest_model(straight.actor).digest
+    updates = [entry.event for entry in run.log.entries(kind="policy.update")]
+    assert [event["trainer_step"] for event in updates] == [1, 2, 3, 4]
+    names = [entry.event["name"] for entry in run.log.entries(kind="checkpoint.saved")]
+    assert names == ["epoch_0", "epoch_1", "ppo-2", "epoch_1"]
+
+
+def test_a_checkpoint_of_something_else_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, None)
+    trainer.save(tmp_path / "saved")
+    with pytest.raises(WrongCheckpoint, match="no checkpoint"):
+        trainer.resume(tmp_path)
+    with pytest.raises(WrongCheckpoint, match="another model"):
+        make_trainer(tokenizer, None, model=make_llama(tokenizer)).resume(tmp_path / "saved")
+    other = make_gpt2(tokenizer)
+    with torch.no_grad():
+        other.transformer.wte.weight += 1
+    with pytest.raises(WrongCheckpoint, match="another reference"):
+        make_trainer(tokenizer, None, ref_model=other).resume(tmp_path / "saved")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+def test_an_adapter_is_trained_against_the_model_below_it(
+    tokenizer: Any, auditor: AuditableRLHF, tmp_path: Path
+) -> None:
+    def adapted() -> Any:
+        torch.manual_seed(4)
+        config = peft.LoraConfig(
+            r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True
+        )
+        return peft.get_peft_model(make_gpt2(tokenizer), config)
+
+    model = adapted()
+    below = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    trainer = make_trainer(tokenizer, auditor, model=model)
+    assert trainer.ref_model is None  # no second copy
+    with auditor.track_training(experiment_name="run-1"):
+        first, second = trainer.train(2)
+        trainer.save(tmp_path / "adapter")
+    assert first.kl_mean == pytest.approx(0, abs=1e-5)
+    assert second.kl_mean > 0
+    assert first.first_ratio_deviation < 1e-5
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], tensor) for name, tensor in below.items())
+    again = make_trainer(tokenizer, None, model=adapted())
+    again.resume(tmp_path / "adapter")
+    assert digest_model(again.actor).digest == digest_model(trainer.actor).digest
+    assert (tmp_path / "adapter/trained.safetensors").stat().st_size < 20_000

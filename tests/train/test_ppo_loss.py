@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_audit_trail.ppo_loss import (
+from rlhf_audit_trail.ppo.loss import (
     advantages_and_returns,
     clipped_policy_loss,
     clipped_value_loss,

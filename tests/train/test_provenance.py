@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_audit_trail.auditor import AuditableRLHF
 from rlhf_audit_trail.ledger.proof.verify import OnChain
-from rlhf_audit_trail.provenance import EmptyRange, UnknownCheckpoint
+from rlhf_audit_trail.record.provenance import EmptyRange, UnknownCheckpoint
 from tests.train.running import record_run
 
 

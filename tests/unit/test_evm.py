@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trie import HexaryTrie
 
-from rlhf_audit_trail.ledger.chain.trie import Trie, cut_down
+from rlhf_audit_trail.ledger.chain.evidence.trie import Trie, cut_down
 from rlhf_audit_trail.ledger.proof.errors import Inconsistent, MalformedBundle, ProofError
 from rlhf_audit_trail.ledger.proof.evm import evidence as evm_evidence
 from rlhf_audit_trail.ledger.proof.evm.keccak import keccak256

@@ -62,7 +62,9 @@ def test_settings_are_frozen() -> None:
         PrivacyConfig().epsilon = 2.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "1"])
+@pytest.mark.parametrize(
+    "value", [0, -1, math.nan, math.inf, True, "1", 1e-13, 1001, pytest.param(10**400, id="huge")]
+)
 @pytest.mark.parametrize("name", ["epsilon", "total_epsilon", "epsilon_per_round"])
 def test_an_epsilon_is_a_finite_number_above_zero(name: str, value: Any) -> None:
     with pytest.raises(InvalidEpsilon, match=name):
@@ -97,6 +99,7 @@ def test_a_delta_near_the_limit_warns() -> None:
     [
         ({"annotator_privacy_mode": "minimal", "epsilon": 1.0}, ConflictingParameters),
         ({"epsilon": 1.0, "epsilon_per_round": 2.0}, ConflictingParameters),
+        ({"annotator_privacy_mode": "minimal", "release_values": True}, ConflictingParameters),
         ({"annotator_privacy_mode": "strong"}, MissingSensitivity),
         ({"release_values": True}, MissingSensitivity),
         ({"reward_levels": 5}, MissingSensitivity),

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from rlhf_audit_trail.ledger.proof.merkle import EMPTY_ROOT
-from rlhf_audit_trail.ledger.weights import (
+from rlhf_audit_trail.ledger.weights.digest import (
     CHUNK_BYTES,
     InvalidTensor,
     tensor_record,

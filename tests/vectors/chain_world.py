@@ -1,6 +1,6 @@
 """A small made-up chain: a state with the contract in it, a block, and receipts.
 
-Tries are built by `ledger/chain/trie.py`, which its own tests compare with foreign libraries.
+Tries are built by `ledger/chain/evidence/trie.py`, which its own tests compare with foreign libraries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rlhf_audit_trail.ledger.chain.trie import Trie
+from rlhf_audit_trail.ledger.chain.evidence.trie import Trie
 from rlhf_audit_trail.ledger.proof.evm.evidence import ChainEvidence, head_slot, read_block
 from rlhf_audit_trail.ledger.proof.evm.keccak import keccak256
 from rlhf_audit_trail.ledger.proof.evm.rlp import Item, encode, write_number

@@ -11,15 +11,19 @@ import json
 
 from sample_log import NOTES, SampleLog, read_notes
 
-from rlhf_audit_trail.ledger.chain.abi import encode_anchor
-from rlhf_audit_trail.ledger.chain.anvil import Anvil
-from rlhf_audit_trail.ledger.chain.anvil_settings import AnvilConfig, NodeSettings, StateSettings
-from rlhf_audit_trail.ledger.chain.compiled import load_artifact
-from rlhf_audit_trail.ledger.chain.contract import deploy
-from rlhf_audit_trail.ledger.chain.evidence import receipt_evidence, storage_evidence
-from rlhf_audit_trail.ledger.chain.reader import AnchorReader
-from rlhf_audit_trail.ledger.chain.rpc import RpcClient
-from rlhf_audit_trail.ledger.chain.signer import KeySigner
+from rlhf_audit_trail.ledger.chain.contract.abi import encode_anchor
+from rlhf_audit_trail.ledger.chain.contract.compiled import load_artifact
+from rlhf_audit_trail.ledger.chain.contract.reader import AnchorReader
+from rlhf_audit_trail.ledger.chain.contract.writer import deploy
+from rlhf_audit_trail.ledger.chain.evidence.making import receipt_evidence, storage_evidence
+from rlhf_audit_trail.ledger.chain.node.anvil import Anvil
+from rlhf_audit_trail.ledger.chain.node.anvil_settings import (
+    AnvilConfig,
+    NodeSettings,
+    StateSettings,
+)
+from rlhf_audit_trail.ledger.chain.node.rpc import RpcClient
+from rlhf_audit_trail.ledger.chain.signing.signer import KeySigner
 from rlhf_audit_trail.ledger.proof.tree_head import log_id
 
 RECORDED = NOTES.with_name("anvil_evidence.json")

@@ -1,0 +1,1 @@
+"""Bringing tree heads onto the chain, and never losing or doubling one."""

@@ -1,0 +1,1 @@
+"""`TreeHeadAnchor`: its code and address, its calls as bytes, read and written."""

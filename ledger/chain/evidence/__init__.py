@@ -1,0 +1,1 @@
+"""What shows a stranger offline that a tree head is on the chain."""

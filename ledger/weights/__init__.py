@@ -1,0 +1,1 @@
+"""Model checkpoints in the ledger: digests, differences, restoring; bytes only, never torch."""

@@ -1,0 +1,1 @@
+"""What `rlhf-audit run` puts on the path of the processes it starts; see `sitecustomize.py`."""

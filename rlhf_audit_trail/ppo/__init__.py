@@ -1,0 +1,1 @@
+"""PPO of our own, which records itself."""

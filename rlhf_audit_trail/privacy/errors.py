@@ -1,0 +1,85 @@
+"""What the privacy part refuses, one class per finding.
+
+Whoever raises one of these has written nothing and charged nothing. A message names the
+setting or the rule, never a value that was recorded, a seed, or a person.
+"""
+
+from __future__ import annotations
+
+from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+
+__all__ = [
+    "BudgetExhausted",
+    "ConflictingParameters",
+    "InvalidDelta",
+    "InvalidEpsilon",
+    "InvalidParameter",
+    "MissingSensitivity",
+    "NoiseProtocolError",
+    "NonFiniteValue",
+    "PrivacyError",
+    "PrivacyWarning",
+    "RestrictedField",
+    "UnsafeAccounting",
+]
+
+
+class PrivacyError(AuditTrailError):
+    """Privacy settings or charges do not hold together; nothing was written or charged."""
+
+
+class InvalidEpsilon(PrivacyError):
+    """An epsilon is not a finite number above zero, or too extreme to be kept exactly."""
+
+
+class InvalidDelta(PrivacyError):
+    """A delta is no probability that makes sense for this mechanism and crowd."""
+
+
+class InvalidParameter(PrivacyError):
+    """Another privacy setting is outside its range."""
+
+
+class ConflictingParameters(PrivacyError):
+    """Two settings contradict each other."""
+
+
+class MissingSensitivity(PrivacyError):
+    """Noise cannot be scaled: the range of a reward is not declared."""
+
+
+class NonFiniteValue(PrivacyError):
+    """A reward is NaN, infinite or no number."""
+
+
+class UnsafeAccounting(PrivacyError):
+    """Adding these guarantees up would state less than was spent."""
+
+
+class NoiseProtocolError(PrivacyError):
+    """A noise slot, its seed or the coin is not what the protocol prescribes."""
+
+
+class RestrictedField(PrivacyError):
+    """A public or scoped reader asked for something from which a raw value follows."""
+
+
+class BudgetExhausted(PrivacyError):
+    """An annotator's budget does not admit this charge.
+
+    Attributes:
+        annotator: the name the caller charged under; kept out of the message.
+        needed: the charge, in the units of the budget's rule.
+        left: what remained before it, in the same units.
+    """
+
+    def __init__(self, annotator: str, *, needed: object, left: object) -> None:
+        super().__init__(
+            "this charge would exceed an annotator's privacy budget",
+            next_step="use this annotator's values no further, or spend less per charge",
+        )
+        self.annotator, self.needed, self.left = annotator, needed, left
+
+
+class PrivacyWarning(UserWarning):
+    """A setting is allowed, but weaker than is usual."""

@@ -1,0 +1,1 @@
+"""Several processes of one training: who records, and how the others are heard."""

@@ -1,0 +1,1 @@
+"""One run being recorded, in words that no framework owns."""

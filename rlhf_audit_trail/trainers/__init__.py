@@ -1,0 +1,1 @@
+"""Trainers of transformers, TRL and DeepSpeed, told in the words of `record`."""
