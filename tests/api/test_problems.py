@@ -15,6 +15,7 @@ from sqlalchemy import create_engine
 from rlhf_audit_trail.api import create_app
 from rlhf_audit_trail.api.problems import STATUS, code_of
 from rlhf_audit_trail.ledger.log import Ledger
+from rlhf_audit_trail.ledger.store.transactions import equip
 
 LOG = "/api/v1/logs/run42"
 BIG = b"x" * (8 * 1024 * 1024 + 1)
@@ -197,10 +198,11 @@ def test_damage_met_while_serving_is_a_500_that_names_it(broken):
     check(client.get("/rlhf/run42/tile/0/002.p/88"), 500, "forked")
 
 
-def test_a_database_that_cannot_be_read_is_a_503_without_the_drivers_words(broken):
+def test_a_database_that_cannot_be_read_is_a_503_without_the_drivers_words(broken, monkeypatch):
     directory, opened, client = broken
-    opened.engine.dispose()
-    opened.engine = create_engine(f"sqlite:///{directory}/no/such.db")
+    lost = create_engine(f"sqlite:///{directory}/no/such.db")
+    equip(lost)
+    monkeypatch.setattr(opened, "engine", lost)
     body = check(client.get("/api/v1/health"), 503, "store_unavailable")
     assert "such.db" not in str(body)
 

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from rlhf_audit_trail.ledger.announcing import Announcer
 from rlhf_audit_trail.ledger.fsck import fsck
 from rlhf_audit_trail.ledger.keys import LogKeys, write_secret
 from rlhf_audit_trail.ledger.log import Forked, InvalidName, Ledger, WrongLedger
@@ -72,7 +73,7 @@ def test_a_missing_database_is_named_and_not_made_anew(written, name):
 
 
 def test_an_interrupted_creation_leaves_nothing(directory, monkeypatch):
-    monkeypatch.setattr(Ledger, "_announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Announcer, "announce", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         Ledger.create(directory, organisation="acme.example")
     assert list(directory.parent.iterdir()) == []
