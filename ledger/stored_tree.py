@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from rlhf_audit_trail.ledger.contradictions import Forked
 from rlhf_audit_trail.ledger.proof.merkle import HASH_BYTES
 from rlhf_audit_trail.ledger.store import models
-from rlhf_audit_trail.ledger.store.database import fetch_first
+from rlhf_audit_trail.ledger.store.database import fetch_all, fetch_first
 from rlhf_audit_trail.ledger.tiles import INNER_BYTES, TILE_WIDTH, TileReader
 
 __all__ = ["StoredTree"]
@@ -21,6 +21,10 @@ _TILE_BYTES = TILE_WIDTH * HASH_BYTES
 _TILE_QUERY = (
     "SELECT hashes, inner_nodes FROM hash_tile "
     "WHERE log_number = ? AND level = ? AND tile_index = ?"
+)
+_LEAVES_QUERY = (
+    "SELECT leaf_hash FROM entry WHERE log_number = ? AND leaf_index BETWEEN ? AND ? "
+    "ORDER BY leaf_index"
 )
 
 
@@ -94,8 +98,9 @@ class StoredTree:
         return None if found is None else (bytes(found[0]), bytes(found[1]))
 
     def _leaves_now(self, first: int, count: int) -> bytes:
-        with self._engine.connect() as connection:
-            return self.leaves(connection, first, count)
+        place = (self._number, first, first + count - 1)
+        hashes = [bytes(row[0]) for row in fetch_all(self._engine, _LEAVES_QUERY, place)]
+        return self._whole(hashes, count, f"entries from {first:,} on")
 
     def _roots_now(self, level: int, first: int, count: int) -> bytes:
         with self._engine.connect() as connection:

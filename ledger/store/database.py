@@ -27,12 +27,14 @@ from rlhf_audit_trail.ledger.store.transactions import (
     PAUSE_S,
     begin_sqlite,
     equip,
+    fetch_all,
     fetch_first,
     go_on,
     hold_still,
     leave_connections,
     renew,
     transact,
+    transact_once,
     writing,
 )
 
@@ -41,6 +43,7 @@ __all__ = [
     "NotDurable",
     "StoreError",
     "claim_indices",
+    "fetch_all",
     "fetch_first",
     "go_on",
     "hold_still",
@@ -52,6 +55,7 @@ __all__ = [
     "migrate",
     "renew",
     "transact",
+    "transact_once",
     "writing",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
@@ -22,12 +22,14 @@ __all__ = [
     "PAUSE_S",
     "begin_sqlite",
     "equip",
+    "fetch_all",
     "fetch_first",
     "go_on",
     "hold_still",
     "leave_connections",
     "renew",
     "transact",
+    "transact_once",
     "writing",
 ]
 
@@ -65,7 +67,7 @@ def begin_sqlite(connection: Connection) -> None:
     """Take the write lock at once when writing: a later upgrade fails with BUSY_SNAPSHOT."""
     options = connection.get_execution_options()
     if options.get("is_kept"):
-        return  # begun already, see `_do`
+        return  # begun already, see `transact_once`
     mode = "IMMEDIATE" if options.get("writing") else "DEFERRED"
     connection.exec_driver_sql(f"BEGIN {mode}")
 
@@ -103,7 +105,7 @@ def transact(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
     deadline_s: float | None = None
     while True:
         try:
-            return _do(engine, work)
+            return transact_once(engine, work)
         except DBAPIError as error:
             # from the first failure on: a process that was stopped for long tries once more
             deadline_s = deadline_s or time.monotonic() + PATIENCE_S
@@ -121,7 +123,12 @@ def transact(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
         renew(engine)
 
 
-def _do(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
+def transact_once(engine: Engine, work: Callable[[Connection], Outcome]) -> Outcome:
+    """Do `work` in one transaction that writes; for what must not be done a second time.
+
+    Raises:
+        DBAPIError: the database failed; what becomes of the transaction is not known.
+    """
     kept = _at_hand(engine).writing
     if engine.dialect.name == "postgresql" or not kept.take(engine):
         with writing(engine) as connection:
@@ -174,26 +181,29 @@ def _at_hand(engine: Engine) -> AtHand:
 
 
 def fetch_first(engine: Engine, query: str, parameters: tuple[Any, ...]) -> Any:
-    """Return the first row of a query, or None, in a transaction of its own.
+    """Return the first row of a query, or None; as `fetch_all`."""
+    return next(iter(fetch_all(engine, query, parameters)), None)
+
+
+def fetch_all(engine: Engine, query: str, parameters: tuple[Any, ...]) -> Sequence[Any]:
+    """Return all rows of a query, in a transaction of its own.
 
     For what is read thousands of times a second; `query` has a `?` for each parameter.
     """
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
-            return connection.exec_driver_sql(query.replace("?", "%s"), parameters).first()
+            return connection.exec_driver_sql(query.replace("?", "%s"), parameters).all()
     kept = _at_hand(engine).reading
     if not kept.take(engine):
         held = engine.raw_connection()
         try:
-            return held.cursor().execute(query, parameters).fetchone()
+            return held.cursor().execute(query, parameters).fetchall()
         finally:
             held.close()
     is_done = False
     try:
-        cursor = kept.driver.execute(query, parameters)
-        row = cursor.fetchone()
-        cursor.close()  # or SQLite keeps on reading what was current now
+        rows: Sequence[Any] = kept.driver.execute(query, parameters).fetchall()
         is_done = True
     finally:
         kept.give_back(is_sound=is_done)
-    return row
+    return rows

@@ -33,14 +33,18 @@ from rlhf_audit_trail.ledger.chain.anchoring.view import Place
 from rlhf_audit_trail.ledger.chain.contract.reader import AnchorState
 from rlhf_audit_trail.ledger.chain.signing.transaction import Fees
 from rlhf_audit_trail.ledger.reading import StoredLog
-from rlhf_audit_trail.ledger.store.database import fetch_first, insert_columns, writing
+from rlhf_audit_trail.ledger.store.database import (
+    fetch_all,
+    fetch_first,
+    insert_columns,
+    transact_once,
+)
 from rlhf_audit_trail.ledger.store.models import AnchorRow
 
 __all__ = ["SqlAnchorJournal"]
 
 _ANCHORS = AnchorRow.__table__  # type: ignore[attr-defined]
 _DROPPED: Final = "dropped"
-_UNSETTLED: Final = ("pending", "mined", "safe")
 _PENDING: Final = AnchorState.PENDING.value
 _READ_TOGETHER: Final = 100  # transactions
 _NOWHERE: Final[Mapping[str, None]] = {
@@ -55,15 +59,8 @@ _MINE: Final[Any] = (
     & (_COLUMNS.contract == bindparam("contract"))
     & (_COLUMNS.publisher == bindparam("publisher"))
 )
-_FAILED: Final[Any] = (_COLUMNS.state == _DROPPED) & _COLUMNS.block_hash.is_not(None)
 # The rows of a transaction agree on all that is asked here, so its first one speaks for them.
 _FIRST: Final[Any] = _MINE & (func.length(_COLUMNS.raw_tx) > 0)
-_OPEN_NONCES = select(_COLUMNS.nonce).where(_FIRST & (_COLUMNS.state.in_(_UNSETTLED) | _FAILED))
-_STANDING = (
-    select(_COLUMNS.tx_hash, _COLUMNS.state, _COLUMNS.block_hash)
-    .where(_FIRST & _COLUMNS.nonce.in_(_OPEN_NONCES))
-    .order_by(_COLUMNS.id)
-)
 _OF_HASHES = (
     select(_ANCHORS)
     .where(_COLUMNS.tx_hash.in_(bindparam("hashes", expanding=True)))
@@ -84,6 +81,12 @@ _CHANGE = update(_ANCHORS).where(_COLUMNS.tx_hash == bindparam("hashed"))
 _LAST_FINAL: Final = (
     "SELECT block_number, block_hash FROM anchor WHERE chain_id = ? AND contract = ?"
     " AND publisher = ? AND state = 'finalized' ORDER BY id DESC LIMIT 1"
+)
+_OURS: Final = "chain_id = ? AND contract = ? AND publisher = ? AND length(raw_tx) > 0"
+_STANDING: Final = (  # by the indices of nonce and state, however many anchors there are
+    f"SELECT tx_hash, state, block_hash FROM anchor WHERE {_OURS} AND nonce IN"  # noqa: S608
+    f" (SELECT nonce FROM anchor WHERE {_OURS} AND (state IN ('pending', 'mined', 'safe')"
+    " OR state = 'dropped' AND block_hash IS NOT NULL)) ORDER BY id"
 )
 _SET_SEQUENCE: Final = "UPDATE anchor SET sequence = ? WHERE tx_hash = ? AND log_number = ?"
 _CHANGE_ONE = _CHANGE.where(_COLUMNS.log_number == bindparam("numbered"))
@@ -125,7 +128,7 @@ class SqlAnchorJournal:
             self._known[note.record.tx_hash] = _after(note)
 
     def _write(self, notes: Sequence[Note]) -> None:
-        with writing(self._engine) as connection:
+        def work(connection: Connection) -> None:
             for note in notes:  # a row is changed by nothing before its intent
                 if isinstance(note, Intended):
                     self._intend(connection, note.record)
@@ -134,6 +137,8 @@ class SqlAnchorJournal:
             for (statement, _), group in itertools.groupby(changes, key=_shape):
                 connection.execute(statement, [values for _, values in group])
             self._complete(connection, [x for x in notes if isinstance(x, Seen) and _is_shared(x)])
+
+        transact_once(self._engine, work)
 
     def _intend(self, connection: Connection, record: AnchorRecord) -> None:
         common = {
@@ -207,14 +212,17 @@ class SqlAnchorJournal:
 
     def unsettled(self, account: Account) -> list[JournalEntry]:
         """Return what is neither finalized nor dropped, and what shares a nonce with that."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(_STANDING, dataclasses.asdict(account)).all()
-            standing = {
-                bytes(row.tx_hash): (row.state, row.block_hash and bytes(row.block_hash))
-                for row in rows
-            }
-            changed = [x for x, state in standing.items() if _state(self._known.get(x)) != state]
-            known = self._known | self._read(connection, changed)
+        standing = {
+            bytes(tx_hash): (state, block_hash and bytes(block_hash))
+            for tx_hash, state, block_hash in fetch_all(
+                self._engine, _STANDING, dataclasses.astuple(account) * 2
+            )
+        }
+        changed = [x for x, state in standing.items() if _state(self._known.get(x)) != state]
+        known = self._known
+        if changed:
+            with self._engine.connect() as connection:
+                known = known | self._read(connection, changed)
         self._known = {tx_hash: known[tx_hash] for tx_hash in standing if tx_hash in known}
         return list(self._known.values())
 
