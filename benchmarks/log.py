@@ -259,6 +259,7 @@ def _one_at_a_time(folder: Path) -> Sequence[Result]:
             file.flush()
             os.fsync(file.fileno())
 
+        os.sync()  # or the disk is still busy with what was measured before
         _times_s(lambda: log.record(event).result(), _UNTIL_STEADY)
         for turn in range(_TURNS + 1):
             times = [_times_s(lambda: log.record(event).result(), _ONE_BY_ONE // _TURNS)]
