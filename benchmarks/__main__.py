@@ -10,7 +10,8 @@ import pkgutil
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     missed = False
     for name in names if options.name == "all" else [options.name]:
-        results: Sequence[Result] = importlib.import_module(f"benchmarks.{name}").run()
+        with _output_apart():
+            results: Sequence[Result] = importlib.import_module(f"benchmarks.{name}").run()
         missed |= any(result.met is False for result in results)
         if options.json:
             print(json.dumps(_report(name, results), indent=None if options.name == "all" else 1))
         else:
             print(*map(_line, results), sep="\n")
     return int(missed)
+
+
+@contextmanager
+def _output_apart() -> Iterator[None]:
+    """Send what trainers and child processes print to the error output: ours is the report."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _report(name: str, results: Sequence[Result]) -> dict[str, Any]:
