@@ -11,6 +11,7 @@ Spec: FORMAT.md, section 19.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Final, Protocol
 
 from rlhf_audit_trail.ledger.weights.digest import Bytes
@@ -18,6 +19,7 @@ from rlhf_audit_trail.ledger.weights.digest import Bytes
 __all__ = ["PLAIN", "ByteArithmetic"]
 
 _DIGITS: Final = 0x55  # a balanced digit 0 in each place
+_IS_SET: Final = bytes(value != 0 for value in range(256))
 
 
 class ByteArithmetic(Protocol):
@@ -45,6 +47,15 @@ class ByteArithmetic(Protocol):
 
     def scatter(self, digits: Sequence[Bytes | None], size: int, number: int) -> Bytes:
         """Undo `gather` for plane `number` of `size` bytes; None stands for zeros."""
+
+    def sparse(self, plane: Bytes) -> tuple[Bytes, Bytes]:
+        """Return which bytes are not zero, a bit for each, the lowest first, and these bytes.
+
+        The plane is of a multiple of eight bytes.
+        """
+
+    def spread(self, bitmap: Bytes, values: Bytes) -> Bytes:
+        """Undo `sparse`, into memory of its own; there are as many values as bits are set."""
 
     def is_zero(self, data: Bytes) -> bool:
         """Return whether no bit is set."""
@@ -96,6 +107,21 @@ class _PlainArithmetic:
     def scatter(self, digits: Sequence[Bytes | None], size: int, number: int) -> Bytes:
         del number
         return b"".join(_exchanged([bytes(size // 4) if x is None else x for x in digits]))
+
+    def sparse(self, plane: Bytes) -> tuple[Bytes, Bytes]:
+        whole = bytes(plane)
+        flags = whole.translate(_IS_SET)
+        bits = sum(int.from_bytes(flags[n::8], "little") << n for n in range(8))
+        return bits.to_bytes(len(whole) // 8, "little"), whole.translate(None, b"\0")
+
+    def spread(self, bitmap: Bytes, values: Bytes) -> Bytes:
+        size, bits = len(bitmap), int.from_bytes(bitmap, "little")
+        ones, flags = _repeated(b"\1", size), bytearray(8 * size)
+        for n in range(8):
+            flags[n::8] = (bits >> n & ones).to_bytes(size, "little")
+        for place, value in zip(compress(range(8 * size), flags), values, strict=True):
+            flags[place] = value
+        return flags
 
     def is_zero(self, data: Bytes) -> bool:
         return not bytes(data).strip(b"\0")

@@ -1,8 +1,9 @@
 """How one chunk of a weight delta is written: differences, planes, digits, zstd.
 
 What two checkpoints differ in is small numbers. They are taken apart into one plane for each byte
-of an element, and planes in which little moved into one for each digit to the base 4; each of
-these is left out, kept, or compressed.
+of an element, and planes in which little moved into one for each digit to the base 4. Each of
+these is left out, kept, or compressed; where few bytes are not zero, which ones and what they are
+is compressed apart: both are then mere noise, which is quickly packed and packs well.
 
 Spec: FORMAT.md, section 19.2.
 """
@@ -33,7 +34,10 @@ __all__ = [
 
 _ZERO, _PLAIN, _PLANES = 0, 1, 2  # forms of a chunk
 NOTHING: Final[Sequence[Bytes]] = (bytes([_ZERO]),)
-_LEFT_OUT, _RAW, _ZSTD, _DIGITS = 0, 1, 2, 3  # forms of a plane
+_LEFT_OUT, _RAW, _ZSTD, _DIGITS, _SPARSE = 0, 1, 2, 3, 4  # forms of a plane
+_ANY: Final = (_LEFT_OUT, _RAW, _ZSTD, _DIGITS, _SPARSE)
+_OF_DIGITS: Final = (_LEFT_OUT, _RAW, _ZSTD, _SPARSE)
+_OF_SPARSE: Final = (_RAW, _ZSTD)
 _DIGIT_PLANES: Final = 4  # digits to the base 4 of a byte
 _LEVEL: Final = 1  # higher ones take several times as long for a few hundredths
 # Where bytes moved they are noise: long matches and a table that stays in the nearest cache
@@ -46,6 +50,9 @@ _WORTH: Final = 0.95  # a plane that hardly shrinks is kept: reading it back the
 # did, digits shrink no more than bytes.
 _DIGITS_FROM, _DIGITS_TO = 0.004, 0.97
 _DIGITS_ALIGNED: Final = 32  # bytes: each digit's plane then has whole words
+# Shares of bytes that are not zero between which it takes less time, and less room, to tell
+# which they are apart from what they are.
+_SPARSE_FROM, _SPARSE_TO = 0.02, 0.4
 
 
 class MalformedDelta(AuditTrailError):
@@ -60,13 +67,14 @@ class EncodedPlane:
         size_bytes: of the plane itself.
         form: how it is written.
         data: its bytes, or its zstd frame.
-        digits: the four planes of its digits instead.
+        parts: instead, the four planes of its digits, or those of which bytes are not zero,
+            a bit for each, and of these bytes.
     """
 
     size_bytes: int
     form: int
     data: memoryview
-    digits: tuple[EncodedPlane, ...] = ()
+    parts: tuple[EncodedPlane, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,9 +134,20 @@ def _plane(plane: Bytes, arithmetic: ByteArithmetic) -> Iterator[Bytes]:
     if len(plane) % _DIGITS_ALIGNED == 0 and _DIGITS_FROM < share < _DIGITS_TO:
         yield bytes([_DIGITS])
         for digits in arithmetic.gather(plane):
-            yield from _packed(digits, arithmetic)
+            yield from _digits(digits, arithmetic)
         return
     yield from _packed(plane, arithmetic)
+
+
+def _digits(plane: Bytes, arithmetic: ByteArithmetic) -> Iterator[Bytes]:
+    """Yield the pieces of a plane of digits."""
+    if not _SPARSE_FROM < _moved_share(plane, arithmetic) < _SPARSE_TO:
+        yield from _packed(plane, arithmetic)
+        return
+    bitmap, values = arithmetic.sparse(plane)
+    yield struct.pack("<BI", _SPARSE, len(values))
+    yield from _packed(bitmap, arithmetic)
+    yield from _packed(values, arithmetic)
 
 
 def _packed(plane: Bytes, arithmetic: ByteArithmetic) -> Iterator[Bytes]:
@@ -209,17 +228,17 @@ def parse_chunk(
         raise MalformedDelta(f"a chunk has the unknown form {form[0]}")
     planes = []
     for _ in range(width):
-        plane, at = _parse_plane(segment, at, size_bytes // width, forms=_DIGITS)
+        plane, at = _parse_plane(segment, at, size_bytes // width)
         planes.append(plane)
     return EncodedChunk(size_bytes, width, planes=tuple(planes)), at
 
 
 def _parse_plane(
-    segment: memoryview, at: int, size: int, *, forms: int
+    segment: memoryview, at: int, size: int, forms: Sequence[int] = _ANY
 ) -> tuple[EncodedPlane, int]:
-    """Find a plane of `size` bytes; `forms` is the last form that it may have."""
+    """Find a plane of `size` bytes that has one of these forms."""
     form, at = _taken(segment, at, 1)
-    if form[0] > forms:
+    if form[0] not in forms:
         raise MalformedDelta(f"a plane has the unknown form {form[0]}")
     if form[0] == _LEFT_OUT:
         return EncodedPlane(size, _LEFT_OUT, segment[:0]), at
@@ -230,6 +249,8 @@ def _parse_plane(
         return _parse_digits(segment, at, size)
     length, at = _taken(segment, at, 4)
     wanted = struct.unpack("<I", length)[0]
+    if form[0] == _SPARSE:
+        return _parse_sparse(segment, at, size, wanted)
     if not 0 < wanted < size:
         raise MalformedDelta("a compressed plane is not smaller than the plane itself")
     data, at = _taken(segment, at, wanted)
@@ -241,9 +262,17 @@ def _parse_digits(segment: memoryview, at: int, size: int) -> tuple[EncodedPlane
         raise MalformedDelta("a plane cannot be taken apart into digits")
     digits = []
     for _ in range(_DIGIT_PLANES):
-        found, at = _parse_plane(segment, at, size // _DIGIT_PLANES, forms=_ZSTD)
+        found, at = _parse_plane(segment, at, size // _DIGIT_PLANES, _OF_DIGITS)
         digits.append(found)
     return EncodedPlane(size, _DIGITS, segment[:0], tuple(digits)), at
+
+
+def _parse_sparse(segment: memoryview, at: int, size: int, count: int) -> tuple[EncodedPlane, int]:
+    if size % 8 or not 0 < count <= size:
+        raise MalformedDelta("a plane cannot have so many bytes that are not zero")
+    bitmap, at = _parse_plane(segment, at, size // 8, _OF_SPARSE)
+    values, at = _parse_plane(segment, at, count, _OF_SPARSE)
+    return EncodedPlane(size, _SPARSE, segment[:0], (bitmap, values)), at
 
 
 def _taken(segment: memoryview, at: int, size: int) -> tuple[memoryview, int]:
@@ -299,14 +328,25 @@ def _planes(chunk: EncodedChunk, arithmetic: ByteArithmetic) -> Sequence[Bytes |
 
 
 def _decoded(plane: EncodedPlane, number: int, arithmetic: ByteArithmetic) -> Bytes | None:
-    if plane.form == _DIGITS:
-        digits = [_decoded(x, number, arithmetic) for x in plane.digits]
-        if all(digit is None for digit in digits):
-            return None
-        return arithmetic.scatter(digits, plane.size_bytes, number)
     if plane.form == _LEFT_OUT:
         return None
-    return plane.data if plane.form == _RAW else _unpacked(plane.data, plane.size_bytes)
+    if plane.form == _RAW:
+        return plane.data
+    if plane.form == _ZSTD:
+        return _unpacked(plane.data, plane.size_bytes)
+    parts = [_decoded(part, number, arithmetic) for part in plane.parts]
+    if plane.form == _SPARSE:
+        bitmap, values = parts
+        if bitmap is None or values is None or _bits_set(bitmap) != len(values):
+            raise MalformedDelta("a plane does not have as many bytes that are not zero as it says")
+        return arithmetic.spread(bitmap, values)
+    if all(digit is None for digit in parts):
+        return None
+    return arithmetic.scatter(parts, plane.size_bytes, number)
+
+
+def _bits_set(bitmap: Bytes) -> int:
+    return int.from_bytes(bitmap, "little").bit_count()
 
 
 def _unpacked(data: memoryview, size: int) -> bytes:

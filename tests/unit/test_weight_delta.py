@@ -196,6 +196,32 @@ def test_digits_come_back(size: int, arithmetic: ByteArithmetic) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("size", [8, 24, 4096, 131_072])
+def test_sparse_planes_come_back(size: int, share: float, arithmetic: ByteArithmetic) -> None:
+    plane = moved(bytes(size), size, share)
+    bitmap, values = (bytes(x) for x in arithmetic.sparse(plane))
+    assert (bitmap, values) == PLAIN.sparse(plane)
+    assert [bitmap[i // 8] >> i % 8 & 1 for i in range(size)] == [int(x != 0) for x in plane]
+    assert arithmetic.spread(bitmap, values) == plane
+
+
+def test_where_little_moved_the_places_are_told_apart_from_the_values() -> None:
+    old = np.random.default_rng(7).bytes(65_536)
+    new = bytearray(old)
+    new[::60] = bytes(x ^ 1 for x in new[::60])
+    encoded = b"".join(encode_chunk(bytes(new), old, 2, NUMPY))
+    assert encoded[:3] == b"\2\3\4"  # planes, digits, and of the first which ones they are
+    assert encoded == b"".join(encode_chunk(bytes(new), old, 2, PLAIN))
+    for arithmetic in (PLAIN, NUMPY):
+        parts = [
+            parse_chunk(memoryview(data), 0, size_bytes=65_536, width=2)[0]
+            for data in (encoded, b"\1" + old)
+        ]
+        assert combine(parts, arithmetic) == new
+
+
+@BOTH
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 def test_a_difference_is_a_number_in_balanced_digits(
     width: int, arithmetic: ByteArithmetic
@@ -304,12 +330,24 @@ def test_hostile_segments_are_refused() -> None:
     def decoded(data: bytes) -> bytes:
         return bytes(combine(parse_segment(layout, 0, data)))
 
+    def sparse(count: int, bitmap: bytes, values: bytes) -> bytes:
+        return b"\2\0\4" + struct.pack("<I", count) + b"\1" + bitmap + values
+
+    bitmap = b"\3" + bytes(255)  # of the 2,048 bytes of a plane the first two
     assert decoded(planes(frame)) == bytes(4096)
+    assert decoded(sparse(2, bitmap, b"\1ab")) == b"\0a\0b" + bytes(4092)
     hostile = {
         "form of a chunk": b"\3",
-        "form of a plane": b"\2\4",
+        "form of a plane": b"\2\5",
         "digits of a digit": b"\2\0\3" + b"\3",
         "digits that end early": b"\2\0\3" + b"\0\0\0",
+        "more bits than values": sparse(1, bitmap, b"\1a"),
+        "more values than bits": sparse(3, bitmap, b"\1abc"),
+        "no values": sparse(0, bytes(256), b"\1"),
+        "values that are all zero": sparse(2, bitmap, b"\0"),
+        "bits that are all zero": b"\2\0\4" + struct.pack("<I", 2) + b"\0" + b"\1ab",
+        "sparse values": sparse(2, bitmap, b"\4" + struct.pack("<I", 1) + b"\1\1\1a"),
+        "more values than bytes": sparse(2049, b"\xff" * 256, b"\1" + b"a" * 2049),
         "empty": b"",
         "plain too short": b"\1" + bytes(4095),
         "plain too long": b"\1" + bytes(4097),
