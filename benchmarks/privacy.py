@@ -1,12 +1,14 @@
-"""What does privacy cost: accounting, drawing, and a response with its commitment?
+"""What does privacy cost: accounting, drawing, a response with its commitment, provable noise?
 
 The floor of accounting is NumPy's bare count of the same integers, that of drawing the one
-SHA-256 call that every seeded draw needs at least; both are measured in the same run.
+SHA-256 call that every seeded draw needs at least; both are measured in the same run. The
+floor of a verifiable count is one multiplication of a point for each half of a proof.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import statistics
 import time
@@ -22,7 +24,9 @@ from rlhf_audit_trail.privacy.bits import SeededBits, SystemBits, slot_seed
 from rlhf_audit_trail.privacy.cost import gaussian_cost, pure_cost, response_cost
 from rlhf_audit_trail.privacy.draw import discrete_gaussian, randomised_response
 from rlhf_audit_trail.privacy.interval import Interval
-from rlhf_audit_trail.privacy.mechanisms import RandomisedResponse, RoundedResponse
+from rlhf_audit_trail.privacy.mechanisms import Binomial, RandomisedResponse, RoundedResponse
+from rlhf_audit_trail.privacy.redraw import Noised, check_release
+from rlhf_audit_trail.privacy.slots import NoiseSlots, SlotOpening
 from rlhf_audit_trail.privacy.stream import StreamFilter, use_counts
 
 _ANNOTATORS = 100_000
@@ -32,12 +36,15 @@ _BATCHES = 30
 _DRAWS = 2_000
 _ROUNDS = 7
 _DRAW_ROUNDS = 25  # short ones: the machine is shared
+_SLOTS = 100_000
+_COUNTED = 10_000
+_COUNT_ROUNDS = 5
 _VARIANCE = Fraction(3631, 100) ** 2  # sigma of the mode moderate, in sensitivities
 
 
 def run() -> Sequence[Result]:
     """Measure everything; medians."""
-    return [*_counting(), *_filtering(), *_drawing()]
+    return [*_counting(), *_filtering(), *_drawing(), *_proving(), *_counts_in_zero_knowledge()]
 
 
 def _counting() -> list[Result]:
@@ -121,6 +128,84 @@ def _drawing() -> list[Result]:
         Result("rounded response, commitment", _each_us(respond_rounded), "us", floor_us, goal=10),
         Result("discrete Gaussian, own seed each", _each_us(gaussian), "us", floor_us, goal=15),
     ]  # fmt: skip
+
+
+def _proving() -> list[Result]:
+    """Slots of a round of 100,000: committing to one, and an auditor's check of one."""
+    coin, response = b"c" * 32, RandomisedResponse(Fraction(1, 4), 5)
+    slots = NoiseSlots.draw(_SLOTS)
+    root = slots.root
+    openings = [slots.open(slot).to_json() for slot in range(_DRAWS)]
+    events = [
+        Noised(
+            response.public(),
+            root,
+            _SLOTS,
+            slot,
+            coin,
+            response.respond(slots.bits(slot, coin), slot % 5),
+        )
+        for slot in range(_DRAWS)
+    ]
+
+    def hashed(slot: int) -> None:
+        hashlib.sha256(root + slot.to_bytes(23)).digest()
+
+    def opened(slot: int) -> None:
+        SlotOpening.from_json(openings[slot]).check(root, _SLOTS)
+
+    def audited(slot: int) -> None:
+        check_release(events[slot], slot % 5, SlotOpening.from_json(openings[slot]))
+
+    floor_us = _each_us(hashed)
+    committed_us = round(1e6 * _median_s(lambda: NoiseSlots.draw(_SLOTS)) / _SLOTS, 2)
+    return [
+        Result("precommitted noise slot", committed_us, "us", floor_us, goal=10),
+        Result("noise-provenance opening check", _each_us(opened), "us", floor_us, goal=50),
+        Result("whole audit of one noised event", _each_us(audited), "us", floor_us, goal=50),
+    ]
+
+
+def _counts_in_zero_knowledge() -> list[Result]:
+    """Prove and verify one bit each of 10,000 annotators; nothing without the extra `[zk]`."""
+    if importlib.util.find_spec("coincurve") is None:
+        return []
+    from rlhf_audit_trail.privacy.zk.count import (  # noqa: PLC0415 - an extra
+        PrivateCount,
+        verify_commitments,
+        verify_count,
+    )
+    from rlhf_audit_trail.privacy.zk.group import (  # noqa: PLC0415
+        random_scalar,
+        scalar_bytes,
+        second_generator,
+    )
+    from rlhf_audit_trail.privacy.zk.statement import CountStatement  # noqa: PLC0415
+
+    mechanism = Binomial(128, Fraction(1), Fraction(1, 10**6))
+    statement = CountStatement("example.org/log", "ones", _COUNTED, mechanism)
+    coin, bits = b"c" * 32, [slot % 2 for slot in range(_COUNTED)]
+    scalars = [scalar_bytes(random_scalar()) for _ in range(_DRAWS)]
+    floor_us = _each_us(lambda slot: second_generator().multiply(scalars[slot]))
+    private = PrivateCount.draw(statement, bits)
+    data, opened = private.proven().to_bytes(), private.open(coin)
+
+    def prove() -> None:
+        PrivateCount.draw(statement, bits).proven()
+
+    def verify() -> None:
+        assert verify_count(verify_commitments(data, statement), coin, opened) == opened.count
+
+    proven_s, verified_s = (_median_s(work, rounds=_COUNT_ROUNDS) for work in (prove, verify))
+    per_bit = 1e6 / (_COUNTED + mechanism.coins)
+    return [
+        Result("one multiplication of a point", floor_us, "us"),
+        Result("bit, committed and proven", round(proven_s * per_bit, 1), "us", floor_us, goal=124),
+        Result("bit, verified", round(verified_s * per_bit, 1), "us", floor_us, goal=162),
+        Result("count over 10,000 annotators, proven", round(proven_s, 2), "s", goal=1.2),
+        Result("count over 10,000 annotators, verified", round(verified_s, 2), "s", goal=1.6),
+        Result("count over 10,000 annotators, size", round(len(data) / 1e6, 2), "MB", goal=1.9),
+    ]
 
 
 def _each_us(work: Callable[[int], object]) -> float:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, update
 
 from rlhf_audit_trail.ledger.assigning import AssigningLog, BatchTicket
 from rlhf_audit_trail.ledger.batches import Batch
+from rlhf_audit_trail.ledger.budgets import Terms
 from rlhf_audit_trail.ledger.drafts import (
     SURELY_FITS,
     DraftColumns,
@@ -158,6 +159,26 @@ class Log(AssigningLog):
         Receipt(ticket, 0).result()
         return list(ticket.indices)
 
+    def record_on(self, terms: Terms, events: Sequence[Event]) -> range:
+        """Make events durable together with what they cost, and return their leaf indices.
+
+        One transaction holds the charge and the entries. Each call is a writer of its own: what
+        is refused leaves no hole in anybody's numbers.
+
+        Raises:
+            InvalidEvent, EntryTooLarge, RunClosed: as `record_many`.
+            LogMoved, or what `terms` raise: nothing was recorded or charged.
+            AppendFailed: the store refused them; after a failure of the way to it they may be
+                there, with their charge.
+        """
+        self._require_open()
+        drafts = [draft(event) for event in events]
+        batch = Batch(secrets.token_hex(16), 0, now_text(), drafts, terms=terms)
+        ticket = self._checked(batch)
+        self._writer.submit(ticket, wait_s=self._policy.queue_wait_s)
+        first = Receipt(ticket, 0).result()
+        return range(first, first + len(drafts))
+
     def lose(self, count: int, reason: str) -> None:
         """Count events that were observed but could not be captured; a `gap` event tells."""
         with self._lock:
@@ -270,7 +291,7 @@ class Log(AssigningLog):
     def note_loss(self, ticket: BatchTicket) -> None:
         """Remember what could not be stored; the next record begins with a `gap` event."""
         batch = ticket.items
-        if batch.is_foreign:  # its writer has been told, and sends again
+        if batch.is_foreign or batch.terms:  # its writer has been told
             return
         reason = ticket.error.message if ticket.error else "unknown"
         # gap events among the lost are not recorded either: what they told is still to be told

@@ -65,7 +65,7 @@ class AssigningLog(SigningLog):
         self, connection: Connection, tickets: Sequence[BatchTicket], *, retry: bool
     ) -> None:
         """Give indices to the tickets' entries and store them with their tree."""
-        if not retry and not any(ticket.items.is_foreign for ticket in tickets):
+        if not retry and not any(x.items.is_foreign or x.items.terms for x in tickets):
             claim = claim_indices(connection, self.number, sum([x.count for x in tickets]))
             if claim is not None:
                 self._heed(claim.erasures)
@@ -102,8 +102,8 @@ class AssigningLog(SigningLog):
         new: list[tuple[str, Encoded]] = []
         for ticket in tickets:
             batch = ticket.items
-            if batch.is_foreign and any(writer_id == batch.writer_id for writer_id, _ in new):
-                # sent twice or in pieces, and none is answered yet: this one must see the other
+            if batch.terms or (batch.is_foreign and any(x == batch.writer_id for x, _ in new)):
+                # terms look at all before; what is sent twice or in pieces must see the other
                 first = self._store_new(connection, first, new)
             try:
                 known = self._known(connection, batch)
@@ -111,6 +111,8 @@ class AssigningLog(SigningLog):
                 missing = [position for position, seq in enumerate(seqs) if seq not in known]
                 if missing and is_closed:
                     raise self._refusal()
+                if missing and batch.terms is not None:
+                    batch.terms.settle(connection, self.number)
             except AuditTrailError as error:
                 ticket.error = error
                 continue

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from rlhf_audit_trail.ledger.budgets import Terms
 from rlhf_audit_trail.ledger.drafts import (
     ANNOTATOR,
     Draft,
@@ -85,6 +86,7 @@ class Batch:
         recorded_at: the writer's clock, for all of them.
         drafts: in order.
         is_foreign: whether the writer is not of this process: it may send again what is stored.
+        terms: what must hold, and be charged, in the transaction that stores it; None for nothing.
         encoded: made once, by the thread that writes: an entry tried twice is the same bytes.
         erasures: how many the vault knew of when it gave the secrets for `encoded`.
     """
@@ -94,6 +96,7 @@ class Batch:
     recorded_at: str
     drafts: Drafts
     is_foreign: bool = False
+    terms: Terms | None = None
     encoded: Encoded = Encoded((), (), (), ())
     erasures: int = 0
 

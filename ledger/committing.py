@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine
 
 from rlhf_audit_trail.ledger.appending import Log
 from rlhf_audit_trail.ledger.batches import Batch
+from rlhf_audit_trail.ledger.budgets import hold_budgets
 from rlhf_audit_trail.ledger.store.database import renew, transact
 from rlhf_audit_trail.ledger.writer import Ticket, Writer
 
@@ -41,12 +42,15 @@ class Committer:
         logs = sorted((self._logs[run_id] for run_id in by_log), key=lambda log: log.number)
         for log in logs:
             log.encode(by_log[log.run_id])
+        terms = [ticket.items.terms for ticket in tickets if ticket.items.terms]
         if retry:  # a failed commit leaves a connection in doubt: look through new ones
             renew(self._engine)
 
         def work(connection: Connection) -> None:
             nonlocal retry
             is_again, retry = retry, True
+            if any(x.charge for x in terms):  # first of all locks, in every process
+                hold_budgets(connection)
             for log in logs:
                 if is_again:
                     log.forget_tree()

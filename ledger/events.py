@@ -315,7 +315,101 @@ RUN_KINDS: Final[Mapping[str, Kind]] = {
     "run.finished": Kind("Training ended: completed or failed.", {"outcome": str, "error": str}),
 }
 
-KINDS: Final[Mapping[str, Kind]] = {**_LEDGER_KINDS, **RUN_KINDS}
+# What a statistic about annotators costs and shows. Charged in the transaction that stores it, so
+# no writer on another machine may record it. Integers that may be large are text; null units
+# mean that there is no such guarantee.
+_UNITS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "epsilon_units": _OPTIONAL_TEXT,
+    "rho_units": _OPTIONAL_TEXT,
+    "delta_units": str,
+}
+_PRIVACY_KINDS: Final[Mapping[str, Kind]] = {
+    "dp.mechanism": Kind(
+        "By what noise is drawn, and what one use of it costs.",
+        {
+            "name": str,
+            "parameters": dict,
+            "unit": str,
+            "relation": str,
+            **_UNITS,
+            "drbg": str,
+            "code_digest": str,  # of the samplers' source
+        },
+    ),
+    "dp.noise_root": Kind(
+        "Noise slots of a round are settled; its secret is sealed.",
+        {"round": int, "slots": int, "root": str},
+        ("secret",),
+    ),
+    "dp.coin": Kind(
+        "A coin unknown when the slots were settled; entries before tree_size are covered.",
+        {
+            "round": int,
+            "noise_root": int,  # leaf index
+            "tree_size": int,
+            "source": str,  # auditor, prevrandao, local
+            "value": str,
+            "anchor?": dict,  # that holds the slots and the covered entries
+            "block?": dict,  # whose randomness it is
+        },
+    ),
+    "dp.spend": Kind(
+        "Everybody whose values a statistic takes was charged, before anything was drawn.",
+        {
+            "round": int,
+            "statistic": dict,
+            "of": dict,
+            "mechanism_ref": int,
+            "coin_ref": int,
+            "first_index": int,
+            "end_index": int,
+            "entries": int,
+            "left_out": dict,
+            "participants": int,
+            **_UNITS,
+            "is_response": bool,
+            "budget": dict,
+            "slots": list,
+            "parts": int,  # this entry and the dp.participants after it
+        },
+        ("participants", "accounts"),
+    ),
+    "dp.participants": Kind(
+        "More participants of the dp.spend before it.",
+        {"round": int, "part": int, "parts": int},
+        ("participants", "accounts"),
+    ),
+    "dp.release": Kind(
+        "A statistic with its noise.",
+        {
+            "round": int,
+            "spend_ref": int,
+            "coin_ref": int,
+            "slots": list,
+            "value": list,
+            "estimate": dict,
+            "noise": dict,
+            "proof?": dict,
+        },
+    ),
+    "dp.skipped": Kind(
+        "Noise slots that nothing was or will be drawn from.",
+        {"round": int, "slot": int, "count": int, "reason": str, "spend_ref?": int},
+    ),
+    "dp.unprotected": Kind(
+        "A statistic was shown without noise, under the mode minimal; there is no DP claim.",
+        {
+            "statistic": dict,
+            "of": dict,
+            "first_index": int,
+            "end_index": int,
+            "participants": int,
+        },
+        ("value",),
+    ),
+}
+
+KINDS: Final[Mapping[str, Kind]] = {**_LEDGER_KINDS, **RUN_KINDS, **_PRIVACY_KINDS}
 
 
 _MAKE_ENCODER: Any = getattr(json_encoder, "c_make_encoder", None)  # CPython has it

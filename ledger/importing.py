@@ -18,6 +18,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, select, update
 from sqlalchemy.engine import URL, make_url
 
+from rlhf_audit_trail.ledger.budget_entries import rebuild_budgets
 from rlhf_audit_trail.ledger.copies import (
     Copy,
     FoundCopy,
@@ -125,6 +126,7 @@ def import_copies(
         WriterTokens(ledger).put_back()
         runs = (copy for copy in copies if copy.run_id != REGISTRY)
         done += [_import_run(ledger, copy, backup) for copy in runs]
+        rebuild_budgets(ledger.engine, ledger.vault)
     shutil.rmtree(ours.cache, ignore_errors=True)
     return done
 

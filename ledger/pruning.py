@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, select, update
 
+from rlhf_audit_trail.ledger.budget_entries import BUDGET_KINDS
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.export import update_export
 from rlhf_audit_trail.ledger.log import REGISTRY, Ledger, Log
@@ -29,7 +30,7 @@ from rlhf_audit_trail.ledger.settings import SettingsError, read_tables
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.compacting import compact
 from rlhf_audit_trail.ledger.store.database import transact
-from rlhf_audit_trail.ledger.store.entries import FILED_ENTRIES
+from rlhf_audit_trail.ledger.store.entries import FILED_ENTRIES, unfile_subjects
 from rlhf_audit_trail.ledger.tiles import TILE_WIDTH, tile_path
 from rlhf_audit_trail.ledger.verified_log import VerifiedLog, open_pinned
 
@@ -45,11 +46,11 @@ __all__ = [
 ]
 
 _CHUNK_ENTRIES: Final = 4 * FILED_ENTRIES  # whole tiles, so that none stays filed for nothing
-_KEPT_KIND: Final = "gap"  # it explains missing sequence numbers, which fsck asks about
+# a gap explains missing sequence numbers, which fsck asks about; and budgets outlive their runs
+_KEPT_KINDS: Final = ("gap", *BUDGET_KINDS)
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
-_SUBJECTS = models.SubjectTileRow.__table__  # type: ignore[attr-defined]
 
 
 class NotPrunable(AuditTrailError):
@@ -324,13 +325,17 @@ def _remove(
     entry, sealed, last = _ENTRIES.c, _VAULT.c, begin + _CHUNK_ENTRIES - 1
     here = (entry.log_number == number) & entry.leaf_index.between(begin, last)
     emptied = connection.execute(
-        update(_ENTRIES).where(here, entry.kind != _KEPT_KIND, entry.data != b"").values(data=b"")
+        update(_ENTRIES)
+        .where(here, entry.kind.not_in(_KEPT_KINDS), entry.data != b"")
+        .values(data=b"")
     )
     dropped = 0
     if drop_vault:
         theirs = (sealed.log_number == number) & sealed.leaf_index.between(begin, last)
+        kept = select(entry.leaf_index).where(here, entry.kind.in_(BUDGET_KINDS))
+        theirs &= sealed.leaf_index.not_in(kept)
         dropped = connection.execute(delete(_VAULT).where(theirs)).rowcount
-        filed, tiles = _SUBJECTS.c, (begin // FILED_ENTRIES, last // FILED_ENTRIES)
-        these = (filed.log_number == number) & filed.tile_index.between(*tiles)
-        connection.execute(delete(_SUBJECTS).where(these))
+        unfile_subjects(
+            connection, number, range(begin // FILED_ENTRIES, last // FILED_ENTRIES + 1)
+        )
     return emptied.rowcount, dropped

@@ -20,13 +20,16 @@ from rlhf_audit_trail.ledger.proof.merkle import (
 from rlhf_audit_trail.ledger.proof.note import Note, SignatureLine, VerifierKey
 from rlhf_audit_trail.ledger.proof.tree_head import SignedTreeHead, log_id, open_tree_head
 from rlhf_audit_trail.ledger.store import models
+from rlhf_audit_trail.ledger.store.database import fetch_first
 from rlhf_audit_trail.ledger.store.entries import newest_of_kinds, spans_of_kinds
 from rlhf_audit_trail.ledger.stored_entry import (
     AnchorView,
     EntryMissing,
+    NeverOpened,
     NotPublished,
     NotSealed,
     Pruned,
+    SealedEntry,
     StoredEntry,
 )
 from rlhf_audit_trail.ledger.stored_tree import StoredTree
@@ -41,12 +44,15 @@ __all__ = [
     "NotSealed",
     "Pruned",
     "RolledBack",
+    "SealedEntry",
     "StoredEntry",
     "StoredLog",
     "place_of",
 ]
 
 _PAGE_ROWS: Final = 1_000
+# a round's secret gives all its noise away, and accounts are the same people's in every run
+_NEVER_OPENED: Final = frozenset({"secret", "accounts"})
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
 _READ = (_ENTRIES.c.leaf_index, _ENTRIES.c.writer_id, _ENTRIES.c.seq, _ENTRIES.c.data)
@@ -110,8 +116,8 @@ class StoredLog:
     @property
     def size(self) -> int:
         """Number of durable entries."""
-        with self._engine.connect() as connection:
-            return self._size(connection)
+        row = fetch_first(self._engine, "SELECT size FROM log WHERE number = ?", (self.number,))
+        return 0 if row is None else int(row[0])
 
     # --- read -------------------------------------------------------------------------
 
@@ -233,6 +239,43 @@ class StoredLog:
         """Return an entry's sealed values, decoded; the operator's view."""
         return {item.path: json.loads(item.value) for item in self.openings(leaf_index)}
 
+    def sealed_entries(self, start: int, stop: int, *, kind: str) -> Iterator[SealedEntry]:
+        """Yield entries of a kind with what they seal, page by page; the operator's view.
+
+        Raises:
+            VaultDamaged: a vault row is not what was sealed.
+            Pruned: the bytes of one of them are in an archive.
+        """
+        join = (_VAULT.c.log_number == _ENTRIES.c.log_number) & (
+            _VAULT.c.leaf_index == _ENTRIES.c.leaf_index
+        )
+        columns = (*_READ, _VAULT.c.subject, _VAULT.c.ciphertext, _LOGS.c.erasures)
+        tables = _ENTRIES.join(_LOGS, _LOGS.c.number == _ENTRIES.c.log_number)
+        query = select(*columns).select_from(tables.outerjoin(_VAULT, join))
+        for where in self._pages(start, stop, kind):
+            with self._engine.connect() as connection:
+                rows = connection.execute(query.where(where).order_by(_ENTRIES.c.leaf_index)).all()
+            for row in rows:
+                self._vault.heed(row.erasures)
+                data = bytes(row.data) or self._archived(row.leaf_index)
+                yield self._unsealed(row, json.loads(data))
+
+    def _unsealed(self, row: Any, event: dict[str, Any]) -> SealedEntry:
+        """Open the vault row beside an entry; None for values that were erased, or are not here."""
+        index, tag = int(row.leaf_index), bytes(row.subject or b"")
+        if not row.ciphertext:
+            return SealedEntry(index, event, tag, {} if "c" not in event else None)
+        place = place_of(row.writer_id, row.seq)
+        try:
+            found = self._vault.unseal(tag, bytes(row.ciphertext), self.origin, place)
+        except Erased:
+            return SealedEntry(index, event, tag, None)
+        return SealedEntry(index, event, tag, {x.path: json.loads(x.value) for x in found})
+
+    def account_of(self, tag: bytes) -> bytes:
+        """Return under which account the budget of a subject, given by its tag, is kept."""
+        return self._vault.account_of(tag)
+
     def pseudonym_of(self, subject: str) -> str | None:
         """Return a person's name in this log; None if the vault knows no such person."""
         known = self._vault.known(subject, self.origin)
@@ -289,6 +332,7 @@ class StoredLog:
 
         Raises:
             NotPublished: the newest signed tree head does not cover the entries.
+            NeverOpened: one of the fields is disclosed to nobody.
         """
         wanted = sorted(set(indices))
         signed = self.published()
@@ -298,6 +342,11 @@ class StoredLog:
                 next_step="publish the log first: rlhf-audit anchor, or Log.publish()",
             )
         fields, size = set(opened), signed.head.size
+        if fields & _NEVER_OPENED:
+            raise NeverOpened(
+                f"sealed values {', '.join(sorted(fields & _NEVER_OPENED))} are opened to nobody",
+                next_step="open single noise slots, or the participants of a charge",
+            )
         entries = []
         for index in wanted:
             chosen = [x for x in self.openings(index) if x.path in fields] if fields else []

@@ -12,6 +12,7 @@ __all__ = [
     "BadToken",
     "ConflictingEntry",
     "LogMissing",
+    "LogMoved",
     "NotPermitted",
     "RunClosed",
     "SequenceGap",
@@ -45,3 +46,7 @@ class SequenceGap(AuditTrailError):
         """Say which number comes next."""
         super().__init__(message, next_step=next_step)
         self.expected = expected
+
+
+class LogMoved(AuditTrailError):
+    """Somebody else appended meanwhile what these entries must take into account."""

@@ -357,6 +357,11 @@ class RetentionSettings:
     @staticmethod
     def _read(text: str) -> tuple[str, int]:
         kind, _, days = text.partition("=")
+        if kind.startswith("dp."):
+            raise SettingsError(
+                f"retention.keep has {text!r:.80}, by which budgets are recomputed",
+                next_step="leave it out: these values name nobody",
+            )
         if kind not in KINDS or not KINDS[kind].sealed or _DAYS.fullmatch(days) is None:
             raise SettingsError(
                 f"retention.keep has {text!r:.80}",

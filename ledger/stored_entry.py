@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = ["AnchorView", "EntryMissing", "NotPublished", "NotSealed", "Pruned", "StoredEntry"]
+__all__ = [
+    "AnchorView",
+    "EntryMissing",
+    "NeverOpened",
+    "NotPublished",
+    "NotSealed",
+    "Pruned",
+    "SealedEntry",
+    "StoredEntry",
+]
 
 
 class EntryMissing(AuditTrailError):
@@ -35,6 +44,10 @@ class NotPublished(AuditTrailError):
     """No signed tree head covers these entries yet."""
 
 
+class NeverOpened(AuditTrailError):
+    """A sealed value is disclosed to nobody: more would follow from it than its entry says."""
+
+
 class NotSealed(AuditTrailError):
     """There is no sealed value of this name to disclose."""
 
@@ -53,6 +66,23 @@ class StoredEntry:
         """The decoded record: public fields, and commitments under `c`."""
         record: dict[str, Any] = json.loads(self.data)
         return record
+
+
+@dataclass(frozen=True)
+class SealedEntry:
+    """An entry with what it seals, as the operator sees it.
+
+    Attributes:
+        leaf_index: its place.
+        event: the decoded record.
+        subject: the tag of the person the values are about; empty where they were erased.
+        values: of each sealed field; None where they were erased or are not here.
+    """
+
+    leaf_index: int
+    event: dict[str, Any] = field(repr=False)
+    subject: bytes = field(repr=False)
+    values: dict[str, Any] | None = field(repr=False)
 
 
 @dataclass(frozen=True)

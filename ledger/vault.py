@@ -77,6 +77,7 @@ class Vault:
         """Use the subject-key database `keys`; the index of subjects is keyed too."""
         self._engine = keys
         self._index_key = derive(operator_secret, b"vault-index", "")
+        self._budget_key = derive(operator_secret, b"budget", "")
         self._secrets: dict[bytes, bytes] = {}
         self._subjects: dict[str, dict[str, Subject]] = {}
         self._erasures = 0
@@ -114,6 +115,14 @@ class Vault:
         """
         name = f"person\x00{subject}" if subject else f"run\x00{origin}"
         return _keyed(self._index_key, name.encode())[:_TAG_BYTES]
+
+    def account_of(self, tag: bytes) -> bytes:
+        """Return the 32 bytes under which the budget of the subject with this tag is kept.
+
+        They follow from the person's id and the operator's first secret alone, so that they are
+        the same in every run, after an erasure and after a rotation of the keys.
+        """
+        return _keyed(self._budget_key, tag)
 
     def prepare(self, names: Iterable[str], origin: str) -> Mapping[str, Subject]:
         """Return the subjects of these names, all of whose secrets are durable then.

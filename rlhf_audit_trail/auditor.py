@@ -24,6 +24,8 @@ from rlhf_audit_trail.detectors.rules import DEFAULT_RULES
 from rlhf_audit_trail.ledger.log import Log, Receipt
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.proof.verify import OnChain
+from rlhf_audit_trail.privacy.ledger_report import privacy_report
+from rlhf_audit_trail.privacy.report import PrivacyReport
 from rlhf_audit_trail.record.provenance import Provenance, verify_provenance
 from rlhf_audit_trail.record.recorder import CheckpointRecord, PolicyUpdate, RunRecorder
 from rlhf_audit_trail.record.reward import recorded_reward
@@ -278,6 +280,19 @@ class AuditableRLHF(AuditorRuns):
             end_checkpoint=end_checkpoint,
             on_chain=on_chain,
         )
+
+    def get_privacy_report(self, experiment_name: str | None = None) -> PrivacyReport:
+        """Return what may be said about the privacy of a run; public view.
+
+        The run is the current one, else the last one tracked, else `experiment_name`.
+
+        Raises:
+            NotTracking: no run was tracked, and none is named.
+            NotHere: the entries are on another machine.
+        """
+        log = self._log(experiment_name)
+        log.flush()
+        return privacy_report(self.ledger, log.run_id)
 
     def __enter__(self) -> Self:
         return self

@@ -161,6 +161,7 @@ class AuditorRuns:
             blobs=blobs,
             detectors=Detectors(detectors),
         )
+        recorder.protect(self.privacy_config, ledger)
         if ledger is not None and self._storage_backend is not None:
             from rlhf_audit_trail.weights.weight_keeping import weight_keeping  # noqa: PLC0415 - NumPy
 

@@ -157,7 +157,8 @@ def _check_trainer(trainer: Any, plan: SgdPlan) -> None:
     if not isinstance(trainer, Trainer) or not any(name in _PAIRS for name in names):
         raise UnsupportedTrainer(
             f"a {type(trainer).__name__} cannot train privately here",
-            next_step=f"use {' or '.join(_PAIRS)} of TRL, or PrivateTraining in a loop of your own",
+            next_step=f"use {' or '.join(_PAIRS)} of TRL, PrivatePPOTrainer of ppo.private, or "
+            "PrivateTraining in a loop of your own",
         )
     if isinstance(trainer, _Private):
         raise UnsupportedTrainer("this trainer is private already", next_step="make it once")

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from rlhf_audit_trail.ledger.findings import Finding, Progress, Summary
 from rlhf_audit_trail.ledger.fsck.anchors import anchor_findings
 from rlhf_audit_trail.ledger.fsck.announced import TOLD_KINDS, Announced, follow_keys
+from rlhf_audit_trail.ledger.fsck.budgets import budget_findings
 from rlhf_audit_trail.ledger.fsck.columns import guarded, table, words_of
 from rlhf_audit_trail.ledger.fsck.key_files import key_file_findings
 from rlhf_audit_trail.ledger.fsck.logs import LogCheck, LogRow
@@ -67,6 +68,7 @@ class Whole:
         yield from guarded("", "as a whole", self._orphans())
         yield from guarded("", "anchor", self._anchors())
         yield from guarded("", "writer_token", self._tokens())
+        yield from guarded("", "budget", budget_findings(self._connection, self._ledger.vault))
         yield from guarded("", "blob", self._blobs())
         runs = {*self._keys.histories, *(row.run_id for row in self._rows)}
         histories = {run_id: self._history(run_id) for run_id in runs}

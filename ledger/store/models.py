@@ -14,6 +14,7 @@ from sqlmodel import Field, SQLModel
 __all__ = [
     "AnchorRow",
     "BlobRow",
+    "BudgetRow",
     "CosignatureRow",
     "EntryRow",
     "ErasureRow",
@@ -265,6 +266,21 @@ class StoredCheckpointRow(_LedgerTable, table=True):
     size_bytes: int = Field(default=0, sa_type=BigInteger)  # of the weights themselves
     stored_bytes: int = Field(default=0, sa_type=BigInteger)  # that this one takes
     created_at: str
+
+
+class BudgetRow(_LedgerTable, table=True):
+    """What one person was charged in all runs of this ledger, in whole units.
+
+    The key is a keyed tag, and the row is never deleted: neither an erasure nor a new run gives
+    a budget back. The sums are those of the entries; see `budgets`.
+    """
+
+    __tablename__ = "budget"
+    account: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    response_units: int = Field(sa_type=BigInteger)  # of the rule, settled by the first charge
+    epsilon_units: int = Field(sa_type=BigInteger)
+    second_units: int = Field(sa_type=BigInteger)
+    delta_units: int = Field(sa_type=BigInteger)
 
 
 class WeightSegmentRow(_LedgerTable, table=True):

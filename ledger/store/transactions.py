@@ -197,12 +197,13 @@ def fetch_all(engine: Engine, query: str, parameters: tuple[Any, ...]) -> Sequen
     if not kept.take(engine):
         held = engine.raw_connection()
         try:
-            return held.cursor().execute(query, parameters).fetchall()
+            found: Any = held.cursor().execute(query, parameters)
+            return list(found)
         finally:
             held.close()
     is_done = False
     try:
-        rows: Sequence[Any] = kept.driver.execute(query, parameters).fetchall()
+        rows = list(kept.driver.execute(query, parameters))
         is_done = True
     finally:
         kept.give_back(is_sound=is_done)

@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "retention": ("retention_command", "Destroy sealed values that were kept long enough."),
     "subject": ("subject_command", "Find, hand out or erase what is stored about a person."),
     "alerts": ("alerts_command", "List a run's alerts, and recompute each from the ledger."),
+    "privacy": ("privacy_command", "Show what a run may say about its annotators; recompute it."),
     "fsck": ("fsck_command", "Check everything that is stored."),
     "keys": ("keys_command", "Show, rotate and retire the keys that sign; trace a log's keys."),
     "watch": ("watch_command", "Record a training of verl, NeMo-RL or TRL from its files."),

@@ -21,6 +21,7 @@ EXIT_BY_ERROR: Final = {
     "InvalidName": 2,
     "InvalidEvent": 2,
     "NotSealed": 2,
+    "NeverOpened": 2,
     "UnknownFormat": 2,
     "UnknownSource": 2,
     "ImportedBefore": 2,
@@ -161,7 +162,7 @@ _EXTRAS: Final = {
     "obstore": "ledger", "zstandard": "ledger", "numpy": "train",
     "fastapi": "api", "starlette": "api", "uvicorn": "api", "web3": "chain", "eth_account": "chain",
     "eth_utils": "chain", "pyarrow": "data", "torch": "train", "transformers": "train",
-    "safetensors": "train",
+    "safetensors": "train", "coincurve": "zk",
 }  # fmt: skip
 
 

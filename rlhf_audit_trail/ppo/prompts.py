@@ -9,7 +9,7 @@ import torch
 
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 
-__all__ = ["MissingDataset", "Prompts", "token_ids"]
+__all__ = ["MissingDataset", "Prompts", "prompt_of", "token_ids"]
 
 
 class MissingDataset(AuditTrailError):
@@ -36,7 +36,7 @@ class Prompts:
             if not self._order:
                 self._order = torch.randperm(len(dataset), generator=self._generator).tolist()
             row = self._order.pop(0)
-            found.append((row, *self._prompt(dataset[row])))
+            found.append((row, *prompt_of(self._tokenizer, dataset[row])))
         return found
 
     def state(self) -> list[int]:
@@ -47,17 +47,23 @@ class Prompts:
         """Go on with what `state` returned."""
         self._order = list(state)
 
-    def _prompt(self, item: Any) -> tuple[str, list[int]]:
-        text = item["prompt"] if isinstance(item, Mapping) and "prompt" in item else item
-        if isinstance(text, str):
-            return text, token_ids(self._tokenizer(text)["input_ids"])
-        if isinstance(item, Mapping) and "input_ids" in item:
-            ids = token_ids(item["input_ids"])
-            return self._tokenizer.decode(ids, skip_special_tokens=True), ids
-        raise MissingDataset(
-            f"a row of the dataset is a {type(item).__name__} without a prompt",
-            next_step="use text, or mappings with `prompt` or `input_ids`",
-        )
+
+def prompt_of(tokenizer: Any, item: Any) -> tuple[str, list[int]]:
+    """Return text and token ids of a row: text, or a mapping with `prompt` or `input_ids`.
+
+    Raises:
+        MissingDataset: the row holds no prompt.
+    """
+    text = item["prompt"] if isinstance(item, Mapping) and "prompt" in item else item
+    if isinstance(text, str):
+        return text, token_ids(tokenizer(text)["input_ids"])
+    if isinstance(item, Mapping) and "input_ids" in item:
+        ids = token_ids(item["input_ids"])
+        return tokenizer.decode(ids, skip_special_tokens=True), ids
+    raise MissingDataset(
+        f"a row of the dataset is a {type(item).__name__} without a prompt",
+        next_step="use text, or mappings with `prompt` or `input_ids`",
+    )
 
 
 def token_ids(values: Any) -> list[int]:

@@ -10,13 +10,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from rlhf_audit_trail.ppo.loss import live_mask
 
-__all__ = ["Forward", "Sequences", "ValueHead", "forward", "join", "pad_left", "sample"]
+__all__ = ["Chooser", "Forward", "Sequences", "ValueHead", "forward", "join", "pad_left", "sample"]
+
+
+class Chooser(Protocol):
+    """Where the randomness of sampling comes from, if not from a generator of torch."""
+
+    device: torch.device
+
+    def choose(self, chances: torch.Tensor) -> torch.Tensor:
+        """Return (B,) ids drawn with (B, V) probabilities."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def sample(
     temperature: float,
     pad_id: int,
     eos_id: int | None,
-    generator: torch.Generator,
+    generator: torch.Generator | Chooser,
 ) -> Sequences:
     """Sample one completion per prompt, with the model's key-value cache.
 
@@ -142,7 +151,7 @@ def sample(
         out = model(**call, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         chances = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)
-        chosen = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        chosen = _chosen(chances, generator)
         chosen = torch.where(ended, torch.full_like(chosen, pad_id), chosen)
         drawn.append(chosen)
         known = torch.cat([known, ~ended[:, None]], dim=1)
@@ -162,6 +171,12 @@ def forward(model: Any, sequences: Sequences, *, temperature: float) -> Forward:
     before = slice(sequences.prompt_length - 1, -1)  # a token is predicted one column earlier
     logits = out.logits[:, before].float() / temperature
     return Forward(torch.log_softmax(logits, dim=-1), out.hidden_states[-1][:, before])
+
+
+def _chosen(chances: torch.Tensor, generator: torch.Generator | Chooser) -> torch.Tensor:
+    if isinstance(generator, torch.Generator):
+        return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    return generator.choose(chances)
 
 
 def _batch(

@@ -99,7 +99,7 @@ class AuditablePPOTrainer:
             MissingReward: both rewards are given, and they may disagree.
             InvalidPPOArgs: model, tokenizer or settings are something else.
         """
-        _check_parts(model, tokenizer, args)
+        check_parts(model, tokenizer, args)
         self.args = args or PPOArgs()
         if reward_fn is not None and reward_model is not None:
             raise MissingReward(
@@ -121,7 +121,7 @@ class AuditablePPOTrainer:
         self.steps_done = 0
         self.kl_coef = self.args.kl_coef
         self._eos_id: int | None = tokenizer.eos_token_id
-        self._pad_id = _pad_id(tokenizer)
+        self._pad_id = pad_id_of(tokenizer)
         self._sampling = torch.Generator(self.device).manual_seed(self.args.seed)
         self._shuffling = torch.Generator().manual_seed(self.args.seed)
         self._prompts = Prompts(tokenizer, self._shuffling)
@@ -364,7 +364,12 @@ class AuditablePPOTrainer:
             self.model.train(training)
 
 
-def _pad_id(tokenizer: Any) -> int:
+def pad_id_of(tokenizer: Any) -> int:
+    """Return by what completions are padded: the pad token, or else the end token.
+
+    Raises:
+        InvalidPPOArgs: the tokenizer has neither.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -373,7 +378,12 @@ def _pad_id(tokenizer: Any) -> int:
     )
 
 
-def _check_parts(model: Any, tokenizer: Any, args: Any) -> None:
+def check_parts(model: Any, tokenizer: Any, args: Any) -> None:
+    """Return if a trainer can be made of these.
+
+    Raises:
+        InvalidPPOArgs: one is something else.
+    """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise InvalidPPOArgs(
             f"model is of type {type(model).__name__}",

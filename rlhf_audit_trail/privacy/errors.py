@@ -11,16 +11,26 @@ from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 __all__ = [
     "BudgetExhausted",
     "ConflictingParameters",
+    "EarlyCoin",
     "InvalidDelta",
     "InvalidEpsilon",
     "InvalidParameter",
     "MissingSensitivity",
     "NoiseProtocolError",
     "NonFiniteValue",
+    "NotChargedHere",
     "PrivacyError",
     "PrivacyWarning",
+    "ReleaseDiffers",
+    "ReleaseWithoutSpend",
     "RestrictedField",
+    "SlotReused",
+    "SlotSkipped",
+    "SpendDiffers",
+    "TamperedParameters",
     "UnsafeAccounting",
+    "WrongProof",
+    "WrongSlotOpening",
 ]
 
 
@@ -58,6 +68,46 @@ class UnsafeAccounting(PrivacyError):
 
 class NoiseProtocolError(PrivacyError):
     """A noise slot, its seed or the coin is not what the protocol prescribes."""
+
+
+class TamperedParameters(NoiseProtocolError):
+    """A recorded mechanism states a number that does not follow from its parameters."""
+
+
+class WrongSlotOpening(NoiseProtocolError):
+    """An opened noise slot is not the one that was committed to."""
+
+
+class SlotReused(NoiseProtocolError):
+    """One noise slot drew for two releases; their difference shows raw values."""
+
+
+class SlotSkipped(NoiseProtocolError):
+    """A noise slot was passed over without an entry: noise could have been chosen."""
+
+
+class EarlyCoin(NoiseProtocolError):
+    """A coin was known before the slots and values it is for were anchored."""
+
+
+class ReleaseDiffers(NoiseProtocolError):
+    """A published value is not what the opened value and slot give."""
+
+
+class ReleaseWithoutSpend(NoiseProtocolError):
+    """A statistic was released that nobody was charged for."""
+
+
+class SpendDiffers(PrivacyError):
+    """A charge is not what its mechanism costs, or exceeds the budget that it names."""
+
+
+class NotChargedHere(PrivacyError):
+    """The budgets are on another machine, or another process records this run."""
+
+
+class WrongProof(NoiseProtocolError):
+    """A count proven in zero knowledge does not verify."""
 
 
 class RestrictedField(PrivacyError):

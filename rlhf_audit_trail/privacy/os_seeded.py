@@ -45,6 +45,10 @@ class OsSeeded:
         """Draw independent standard normal numbers."""
         return self._here().standard_normal(shape, dtype=np.float32)
 
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """Draw independent numbers from 0 to below 1."""
+        return self._here().random(count)
+
     def chosen(self, size: int, rate: float) -> NDArray[np.int64]:
         """Return which of `size` rows are in a Poisson batch: each with probability `rate`."""
         # 53 bits: of 24, as float32 has, a small rate would be rounded up noticeably

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_audit_trail.derivation import derivation_fields
+from rlhf_audit_trail.ledger.budgets import Budgets
 from rlhf_audit_trail.ledger.correcting import correct
-from rlhf_audit_trail.ledger.log import Receipt
+from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
 from rlhf_audit_trail.ledger.weights.digest import TensorRecord
+from rlhf_audit_trail.privacy.config import PrivacyConfig
+from rlhf_audit_trail.privacy.errors import NotChargedHere
+from rlhf_audit_trail.privacy.releases import RunPrivacy
 from rlhf_audit_trail.ranks.log import elsewhere
 from rlhf_audit_trail.record.updates import NoStepSeen, PolicyUpdate, RunUpdates
 from rlhf_audit_trail.run_events import (
@@ -67,6 +71,32 @@ class RunRecorder(RunUpdates):
         return self._record([model_event(_records_of(self._whole(model)), role, more)])[0]
 
     model = register_model  # the short name, beside `dataset`
+
+    # --- statistics about annotators ----------------------------------------------------
+
+    def protect(self, config: PrivacyConfig, ledger: Ledger | None) -> None:
+        """Release statistics under these settings; None if the ledger is on another machine."""
+        self._privacy = None
+        if ledger is not None and isinstance(self._log, Log):
+            budgets = Budgets(ledger.engine)
+            self._privacy = RunPrivacy(self._log, config, budgets, ledger.chain)
+
+    @property
+    def privacy(self) -> RunPrivacy:
+        """What may be released about annotators: rounds, coins, noised statistics.
+
+        Raises:
+            NotChargedHere: budgets are charged where the ledger is, by the recording process.
+        """
+        if self._privacy is None:
+            raise NotChargedHere(
+                "this process cannot charge budgets: the ledger is not here, or not its to write",
+                next_step="release statistics on the ledger's machine: AuditableRLHF(..., "
+                "ledger=DIRECTORY), in the process of rank 0",
+            )
+        return self._privacy
+
+    _privacy: RunPrivacy | None = None
 
     # --- while training ---------------------------------------------------------------
 

@@ -116,12 +116,13 @@ class NumpyArithmetic:
         whole = _array(plane)
         flags = _BUFFERS.take("flags", whole.size).view(np.bool_)
         np.not_equal(whole, 0, out=flags)
-        bitmap = np.packbits(flags, bitorder="little")
-        return memoryview(bitmap), memoryview(np.compress(flags, whole))
+        bitmap: Any = np.packbits(flags, bitorder="little")
+        values: Any = np.compress(flags, whole)
+        return memoryview(bitmap), memoryview(values)
 
     def spread(self, bitmap: Bytes, values: Bytes) -> Bytes:
         """Undo `sparse`, into memory of its own."""
-        flags = np.unpackbits(_array(bitmap), bitorder="little")
+        flags: Any = np.unpackbits(_array(bitmap), bitorder="little")
         # the places are found first: to assign by flags themselves takes four times as long
         flags[np.flatnonzero(flags.view(np.bool_))] = _array(values)
         return memoryview(flags)
