@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-tools: contracts/node_modules/.installed tests/emulators/node_modules/.installed  ## fetch Anvil, forge, the Solidity compiler and Azurite from npm
+tools: contracts/node_modules/.installed tests/emulators/node_modules/.installed tests/page/node_modules/.installed  ## fetch Anvil, forge, the Solidity compiler, Azurite and Chromium from npm
 
 contracts/node_modules/.installed: contracts/package.json contracts/install-tools.sh | $(VENV)/.installed
 	contracts/install-tools.sh $(BIN)
@@ -30,10 +30,14 @@ tests/emulators/node_modules/.installed: tests/emulators/package.json contracts/
 	contracts/install-tools.sh $(BIN) tests/emulators
 	touch $@
 
+tests/page/node_modules/.installed: tests/page/package.json contracts/install-tools.sh | $(VENV)/.installed
+	contracts/install-tools.sh $(BIN) tests/page
+	touch $@
+
 demo: $(VENV)/.installed contracts/node_modules/.installed  ## train, record, anchor, prove, verify, attack
 	$(BIN)/rlhf-audit demo
 
-test: $(VENV)/.installed contracts/node_modules/.installed tests/emulators/node_modules/.installed lint  ## every check and test
+test: $(VENV)/.installed contracts/node_modules/.installed tests/emulators/node_modules/.installed tests/page/node_modules/.installed lint  ## every check and test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile
 
 TRL ?= 1.9.0
@@ -63,5 +67,5 @@ contracts/.audit/.installed: contracts/install-audit-tools.sh | $(VENV)/.install
 	contracts/install-audit-tools.sh "$(CURDIR)/$(BIN)/python"
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) contracts/node_modules tests/emulators/node_modules contracts/out contracts/cache contracts/.audit build dist *.egg-info
+	rm -rf $(VENV) contracts/node_modules tests/emulators/node_modules tests/page/node_modules contracts/out contracts/cache contracts/.audit build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

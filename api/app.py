@@ -11,7 +11,7 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import text
 
-from rlhf_audit_trail.api import append, c2sp, logs, proofs, verify, writing
+from rlhf_audit_trail.api import append, c2sp, logs, proofs, verify, verify_page, writing
 from rlhf_audit_trail.api.asking import LedgerOfApp, refuse_unknown
 from rlhf_audit_trail.api.chain_parts import ChainParts
 from rlhf_audit_trail.api.limits import Limits
@@ -71,6 +71,7 @@ def create_app(ledger: Ledger) -> FastAPI:
         writing.router,
         proofs.router,
         verify.router,
+        verify_page.router,
     ):
         app.include_router(part)
     app.add_middleware(Limits)

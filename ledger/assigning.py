@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
@@ -31,7 +31,7 @@ from rlhf_audit_trail.ledger.tiles import GrowingTree
 from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 from rlhf_audit_trail.ledger.writer import Ticket
 
-__all__ = ["AssigningLog", "BatchTicket"]
+__all__ = ["AssigningLog", "BatchTicket", "Person"]
 
 # beyond it, reading the tree's edge costs less than adding the leaves of others one by one
 _CATCH_UP_LEAVES_MAX: Final = 50_000
@@ -40,6 +40,13 @@ _TILES = models.HashTileRow.__table__  # type: ignore[attr-defined]
 _TILE_COLUMNS: Final = ("level", "tile_index", "hashes", "inner_nodes")
 
 BatchTicket = Ticket[Batch]
+
+
+class Person(NamedTuple):
+    """Somebody in one log: under which account the budget is kept, and the pseudonym."""
+
+    account: bytes
+    pseudonym: str
 
 
 class AssigningLog(SigningLog):
@@ -55,6 +62,25 @@ class AssigningLog(SigningLog):
         self._filing = Filing(number)
         self._spans = Spans(number)
         self._erasures = -1  # that `_filing` has seen
+
+    def people(self, subjects: Iterable[str]) -> dict[str, Person]:
+        """Return who these people are in this log, each with a secret from now on.
+
+        What is told here holds while `erasures_seen` stays what it was before the call.
+        """
+        names = set(subjects)
+        known = self._vault.prepare(names, self.origin)
+        return {
+            name: Person(
+                self._vault.account_of(known[name].tag), str(json.loads(known[name].pseudonym))
+            )
+            for name in names
+        }
+
+    @property
+    def erasures_seen(self) -> int:
+        """How many erasures this process knows of; a transaction that writes looks again."""
+        return self._vault.erasures
 
     def encode(self, tickets: Iterable[BatchTicket]) -> None:
         """Make entries of what was handed over; before the transaction, and once."""

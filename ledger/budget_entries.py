@@ -1,8 +1,9 @@
 """What the entries of all runs say that people were charged: by it the budgets are recomputed.
 
 A `dp.spend` says in public what one use of a mechanism cost each participant, and seals the
-participants' accounts; long lists go on in `dp.participants` right after it. A spend whose list
-cannot be opened any more is counted for everyone.
+participants' accounts; long lists go on in `dp.participants` right after it. A `dp.labels` says
+what one label cost, and lists an account once for each of its labels. A charge whose list cannot be
+opened any more is counted for everyone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rlhf_audit_trail.ledger.vault import Erased, Vault, VaultDamaged
 
 __all__ = [
     "BUDGET_KINDS",
+    "CHARGING_KINDS",
     "Account",
     "SpendEntry",
     "account_sums",
@@ -43,7 +45,9 @@ __all__ = [
 
 SPEND_KIND: Final = "dp.spend"
 MORE_KIND: Final = "dp.participants"
-BUDGET_KINDS: Final = (SPEND_KIND, MORE_KIND)
+LABELS_KIND: Final = "dp.labels"
+CHARGING_KINDS: Final = (SPEND_KIND, LABELS_KIND)
+BUDGET_KINDS: Final = (*CHARGING_KINDS, MORE_KIND)
 _PARTS_MAX: Final = 100_000
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _ENTRIES = models.EntryRow.__table__  # type: ignore[attr-defined]
@@ -58,11 +62,12 @@ class SpendEntry:
 
     Attributes:
         run_id: in which run.
-        leaf_index: of the `dp.spend`.
+        leaf_index: of the `dp.spend` or `dp.labels`.
         recorded_at: by the writer's clock.
-        price: what it cost each participant.
+        price: what one use cost.
         response_units: of the rule under which who was first charged here is counted.
-        accounts: of the participants; None if they cannot be told.
+        accounts: of the participants, one for each use; None if they cannot be told.
+        uses: how many one participant may have had.
     """
 
     run_id: str
@@ -71,6 +76,7 @@ class SpendEntry:
     price: Price
     response_units: int
     accounts: tuple[bytes, ...] | None = field(repr=False)
+    uses: int = 1
 
 
 @dataclass
@@ -102,7 +108,7 @@ def spend_entries(
     is_open: _Open | None = None
     for row in (row for span in spans for row in connection.execute(query.where(span)).all()):
         event = _event(row.data)
-        if event.get("kind") == SPEND_KIND:
+        if event.get("kind") in CHARGING_KINDS:
             if is_open is not None:
                 yield from _spend(run_id, is_open)
             is_open = _Open(event, int(row.leaf_index), [_accounts(vault, row, origin)])
@@ -126,7 +132,7 @@ def account_sums(
     for spend in sorted(spends, key=lambda x: (x.recorded_at, x.run_id, x.leaf_index)):
         if spend.accounts is None:
             sums = found.get(EVERYONE, (0, Sums()))[1]
-            found[EVERYONE] = (0, sums.plus(spend.price.added(0)))
+            found[EVERYONE] = (0, sums.plus(spend.price.added(0).times(spend.uses)))
             continue
         added: dict[int, Sums] = {}
         for account in spend.accounts:
@@ -163,16 +169,20 @@ def _spend(run_id: str, item: _Open) -> Iterator[SpendEntry]:
     event = item.event
     try:
         price, rule = Price.said(event), int(event["budget"]["response_units"])
-        count, parts = int(event["participants"]), int(event["parts"])
+        is_labels = event["kind"] == LABELS_KIND
+        count = int(event["labels" if is_labels else "participants"])
+        parts = 1 if is_labels else int(event["parts"])
         recorded_at = str(event["recorded_at"])
     except (KeyError, TypeError, ValueError):
         return
     lists = item.lists[: min(max(parts, 1), _PARTS_MAX)]
     known = [name for some in lists if some is not None for name in some]
     accounts: tuple[bytes, ...] | None = None
-    if None not in lists and len(lists) == parts and len(set(known)) == count == len(known):
+    is_told = None not in lists and len(lists) == parts and count == len(known)
+    if is_told and (is_labels or len(set(known)) == count):
         accounts = _parsed(known)
-    yield SpendEntry(run_id, item.leaf_index, recorded_at, price, rule, accounts)
+    uses = max(count, 1) if is_labels else 1
+    yield SpendEntry(run_id, item.leaf_index, recorded_at, price, rule, accounts, uses)
 
 
 def _parsed(names: list[str]) -> tuple[bytes, ...] | None:

@@ -58,6 +58,10 @@ class Sums(NamedTuple):
         """Return both together; what is unbounded stays so."""
         return Sums(*(min(x + y, UNBOUNDED) for x, y in zip(self, other, strict=True)))
 
+    def times(self, uses: int) -> Sums:
+        """Return what so many uses add up to."""
+        return Sums(*(min(x * uses, UNBOUNDED) for x in self))
+
 
 @dataclass(frozen=True)
 class Price:

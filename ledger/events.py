@@ -379,6 +379,28 @@ _PRIVACY_KINDS: Final[Mapping[str, Kind]] = {
         {"round": int, "part": int, "parts": int},
         ("participants", "accounts"),
     ),
+    "dp.labels": Kind(
+        "The annotations right after this were charged to their annotators, one label each.",
+        {
+            "mechanism_ref": int,
+            "labels": int,  # so many entries follow, in the same transaction
+            **_UNITS,  # of one label
+            "is_response": bool,
+            "budget": dict,
+            "noise": str,  # system: of the operating system, which nobody can draw again
+        },
+        # one for each label, sorted by themselves
+        ("participants", "accounts"),
+    ),
+    "label.privatised": Kind(
+        "What randomised response made of one annotation's value; published only if so chosen.",
+        {"labels_ref": int, "of": int, "released?": int},  # leaf indices
+        ("annotator", "answer"),
+    ),
+    "dp.labels_skipped": Kind(
+        "Labels that were charged, and that nothing was or will be drawn for.",
+        {"labels_ref": int, "labels": int, "reason": str},
+    ),
     "dp.release": Kind(
         "A statistic with its noise.",
         {

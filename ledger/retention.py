@@ -2,7 +2,8 @@
 
 Which are due follows from `[retention]`, a kind of event and days, and from the time that the
 entry bears. Each group goes in one transaction with the entry in the registry log that counts
-it, so that a run which is interrupted is simply run again.
+it, so that a run which is interrupted is simply run again. The noise of releases that the values
+are in goes, too: their sum would follow from it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, select, update
 
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import SETTINGS_FILE, Ledger, Log
+from rlhf_audit_trail.ledger.noise_secrets import exposing
 from rlhf_audit_trail.ledger.settings import LEDGER_TABLES, RetentionSettings, read_tables
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.cleansing import cleanse
@@ -26,6 +28,7 @@ from rlhf_audit_trail.ledger.store.entries import FILED_ENTRIES, unfile_subjects
 __all__ = ["EXPIRED_KIND", "Expired", "expire", "read_retention"]
 
 EXPIRED_KIND: Final = "values.expired"
+_BASIS: Final = "retention"
 _AT_ONCE: Final = 500  # so many numbers are few enough for one statement of either database
 _LOGS = models.LogRow.__table__  # type: ignore[attr-defined]
 _VAULT = models.VaultRow.__table__  # type: ignore[attr-defined]
@@ -77,13 +80,18 @@ def expire(
     if not is_dry:
         ledger.registry.require_writable()
     for run_id in ledger.runs():
-        log = ledger.find(run_id)
+        log, gone = ledger.find(run_id), list[int]()
         for kind, days in settings.days.items():
             for some in _due(ledger, log, kind, moment - timedelta(days=days)):
+                if not is_dry:  # first: an interrupted run does not find them again
+                    _destroy_noise(ledger, log, some)
                 count = len(some) if is_dry else _destroy(ledger, log, kind, days, some)
+                gone += some
                 if count:
                     before = done.entries.get((run_id, kind), 0)
                     done.entries[run_id, kind] = before + count
+        if not is_dry:
+            _destroy_noise(ledger, log, gone)  # of what was charged for meanwhile, elsewhere
     if done.entries and not is_dry:
         place = cleanse(ledger.engine, "vault", "subject_tile", is_whole=False)
         done.leftovers = [place] if place else []
@@ -105,6 +113,11 @@ def _due(ledger: Ledger, log: Log, kind: str, before: datetime) -> Iterator[list
             there = sorted(found)
         if there:
             yield there
+
+
+def _destroy_noise(ledger: Ledger, log: Log, indices: Sequence[int]) -> None:
+    for tag in exposing(ledger, log, indices):
+        ledger.eraser.erase(tag, basis=_BASIS)
 
 
 def _destroy(ledger: Ledger, log: Log, kind: str, days: int, indices: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, select
 
 from rlhf_audit_trail.ledger.erasing import Erasure
 from rlhf_audit_trail.ledger.log import REGISTRY, Ledger, Log
+from rlhf_audit_trail.ledger.noise_secrets import exposing
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
 from rlhf_audit_trail.ledger.store import models
 from rlhf_audit_trail.ledger.store.entries import FILED_ENTRIES
@@ -97,7 +98,9 @@ def find_subject(ledger: Ledger, name: str, *, run_id: str = "") -> Subject:
 def erase_subject(ledger: Ledger, name: str, *, run_id: str = "", basis: str) -> Erasure:
     """Destroy what a ledger, or one run of it, has about a person; see `erasing`.
 
-    What this process has handed over is made durable first, and erased with the rest.
+    What this process has handed over is made durable first, and erased with the rest. Before it
+    goes the noise of releases that the person's values are in, by which they would follow from
+    those of all others; such a round releases nothing any more.
 
     Args:
         ledger: open.
@@ -120,7 +123,16 @@ def erase_subject(ledger: Ledger, name: str, *, run_id: str = "", basis: str) ->
         if resumed and not run_id:  # it was begun before, and completed when the ledger opened
             return resumed[-1]
         raise
-    return ledger.eraser.erase(subject.tag, run_id=run_id, basis=basis)
+    _erase_exposing(ledger, subject, basis)
+    done = ledger.eraser.erase(subject.tag, run_id=run_id, basis=basis)
+    _erase_exposing(ledger, subject, basis)  # of what was charged for meanwhile, elsewhere
+    return done
+
+
+def _erase_exposing(ledger: Ledger, subject: Subject, basis: str) -> None:
+    for run in subject.runs:
+        for tag in exposing(ledger, ledger.find(run.run_id), run.indices):
+            ledger.eraser.erase(tag, basis=basis)
 
 
 def _subject(ledger: Ledger, tag: bytes, logs: list[Log]) -> Subject | None:

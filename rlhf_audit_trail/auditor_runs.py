@@ -23,6 +23,7 @@ from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.log import Ledger
 from rlhf_audit_trail.ledger.remote_ledger import RemoteLedger
 from rlhf_audit_trail.privacy.config import PrivacyConfig, PrivacyError
+from rlhf_audit_trail.privacy.labels import is_per_label
 from rlhf_audit_trail.ranks.log import RankLog
 from rlhf_audit_trail.ranks.processes import Place, place, terminable
 from rlhf_audit_trail.record.recorder import RunRecorder
@@ -76,8 +77,8 @@ class AuditorRuns:
         Raises:
             WrongArgument: `privacy_config` is something else, or a token comes with a directory.
             UnknownSource: nobody could tell who gave the preferences.
-            UnsupportedMode: the mode strong, under which no raw value may be stored, or values
-                are to be released, which nothing here does.
+            UnsupportedMode: labels are to be charged, which is done where the ledger is, and it
+                is on another machine.
             LedgerMissing, RolledBack, Forked: the ledger cannot be opened or trusted.
             InvalidPlace: `storage_backend` names no object store.
         """
@@ -91,15 +92,12 @@ class AuditorRuns:
         self.source = check_source(source, judge_model)
         self.judge_model = judge_model
         self.seed = seed
-        if self.privacy_config.annotator_privacy_mode == "strong":
+        is_remote = isinstance(ledger, RemoteLedger) or _is_address(ledger)
+        if is_remote and is_per_label(self.privacy_config):
             raise UnsupportedMode(
-                "the mode strong keeps raw values off the disk; here they would lie in the vault",
-                next_step="use moderate, or privatise the values before they are logged",
-            )
-        if self.privacy_config.release_values:
-            raise UnsupportedMode(
-                "no privatised value is published with an annotation: release_values has no effect",
-                next_step="leave release_values out",
+                "each label is charged where the ledger is, and this one is on another machine",
+                next_step="train on the ledger's machine, ledger=DIRECTORY; or choose moderate "
+                "without release_values",
             )
         self._watch_optimizers = watch_optimizers
         self._owns_ledger = not isinstance(ledger, Ledger | RemoteLedger)
@@ -187,6 +185,7 @@ class AuditorRuns:
             judge_model=self.judge_model,
             detectors=Detectors(()),  # they watch where all of it comes together
         )
+        recorder.protect(self.privacy_config, None)
         with ExitStack() as opened:
             opened.enter_context(self._made_active(recorder))
             opened.enter_context(self._watching(recorder))
@@ -223,8 +222,12 @@ class AuditorRuns:
             recorder.optimizer_watch = None
 
 
+def _is_address(ledger: object) -> bool:
+    return isinstance(ledger, str) and ledger.startswith(("http://", "https://"))
+
+
 def _opened(ledger: Ledger | RemoteLedger | Path | str, token: str | None) -> Ledger | RemoteLedger:
-    if isinstance(ledger, str) and ledger.startswith(("http://", "https://")):
+    if isinstance(ledger, str) and _is_address(ledger):
         return RemoteLedger(ledger, token)
     if token is not None:
         raise WrongArgument(

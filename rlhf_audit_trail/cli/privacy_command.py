@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,51 +76,70 @@ def show(*, run: str, annotators: bool, audit: bool, directory: Path, as_json: b
 
 @privacy.command()
 @click.argument("run")
+@click.option("--chain", "ask_chain", is_flag=True, help="Compare coins of blocks with the chain.")
 @ledger_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @guarded
-def recompute(*, run: str, directory: Path, as_json: bool) -> None:
+def recompute(*, run: str, ask_chain: bool, directory: Path, as_json: bool) -> None:
     """Recompute every participant's sums of RUN from its entries, and check the protocol.
 
     Exit code 1 when something differs; each difference names its entry.
     """
     from rlhf_audit_trail.ledger.log import Ledger
+    from rlhf_audit_trail.privacy.coins import check_block
+    from rlhf_audit_trail.privacy.errors import PrivacyError
     from rlhf_audit_trail.privacy.replay import replay_log
 
     with Ledger.open(directory) as ledger:
         found = replay_log(ledger.find(run))
+        for coin in ledger.find(run).entries(kind="dp.coin") if ask_chain else ():
+            if coin.event["source"] == "prevrandao":
+                try:
+                    check_block(ledger.chain, coin.event)
+                except PrivacyError as error:
+                    found.differ(coin.leaf_index, error)
     if as_json:
         differences: list[dict[str, Any]] = [
             {"index": x.leaf_index, "error": type(x.error).__name__, "message": x.error.message}
             for x in found.differences
         ]
         counts = {"charges": len(found.charges), "releases": found.releases}
+        counts |= {"labels": sum(count for _, count in found.labels)}
         counts |= {"participants": len(found.sums), "unopened": found.unopened}
         show_json(counts | {"pending": found.pending, "differences": differences})
     else:
         for difference in found.differences:
             say(str(difference))
         say(
-            f"charges: {len(found.charges):,}; releases: {found.releases:,}; participants: "
-            f"{len(found.sums):,}; lists not opened: {found.unopened:,}; not released yet: "
-            f"{found.pending:,}; differences: {len(found.differences):,}"
+            f"charges: {len(found.charges):,}; labels: "
+            f"{sum(count for _, count in found.labels):,}; releases: {found.releases:,}; "
+            f"participants: {len(found.sums):,}; lists not opened: {found.unopened:,}; "
+            f"not released yet: {found.pending:,}; differences: {len(found.differences):,}"
         )
     sys.exit(1 if found.differences else 0)
 
 
 def print_report(report: PrivacyReport) -> None:
-    """Print a report for people."""
+    """Print a report for people; what is spent is rounded up."""
+    from rlhf_audit_trail.privacy.report import shown_up
+
     say(f"run: {report.run}   mode: {report.mode}   unit: {report.unit}   "
         f"relation: {report.relation}   view: {report.view}")  # fmt: skip
     say(report.statement())
     cap = "none" if report.cap_epsilon is None else f"{report.cap_epsilon:g} ({report.strength})"
     say(f"spent by the worst annotator: {_shown(report.total_epsilon)} of {cap}, "
         f"delta {report.dp_delta:g}; in this run alone: {_shown(report.run_epsilon)}")  # fmt: skip
-    say(f"rounds left: {report.remaining_rounds:,}; annotators exhausted: {report.exhausted:,}")
+    what = "labels" if report.mode == "strong" else "rounds"
+    say(f"{what} left: {report.remaining_rounds:,}; annotators exhausted: {report.exhausted:,}")
+    if report.labels.charged:
+        say(f"labels charged: {report.labels.charged:,}; privatised: "
+            f"{report.labels.privatised:,}; given up: {report.labels.skipped:,}; published: "
+            f"{report.labels.released:,}; raw values here: {report.labels.raw:,}")  # fmt: skip
     for name in ("ledger_release", "aggregate_release", "model_release", "combined"):
         found = getattr(report, name)
         shown = "none" if found is None else (
-            f"eps {found.epsilon_units / 10**12:.6g}, delta {found.delta_units / 10**18:.3g}, "
+            f"eps {shown_up(found.epsilon_units, 10**12)}, "
+            f"delta {shown_up(found.delta_units, 10**18)}, "
             f"{found.unit}, {found.relation}, {found.view}"
         )  # fmt: skip
         say(f"{name}: {shown}")
@@ -135,4 +155,6 @@ def print_report(report: PrivacyReport) -> None:
 
 
 def _shown(value: float | None) -> str:
-    return "no finite bound" if value is None else f"{value:.6g}"
+    from rlhf_audit_trail.privacy.report import shown_up
+
+    return "no finite bound" if value is None else shown_up(Fraction(value), 1)

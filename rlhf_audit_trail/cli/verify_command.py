@@ -33,6 +33,19 @@ class UnreadableFile(AuditTrailError):
     """The file to verify cannot be read."""
 
 
+def _open_page(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's callback
+    """Say where this installation's own copy of the page is, show it if there is a browser, end."""
+    if not wanted:
+        return
+    import webbrowser
+
+    from rlhf_audit_trail.ledger.page import PAGE_PATH
+
+    say(PAGE_PATH.resolve().as_uri())
+    webbrowser.open(PAGE_PATH.resolve().as_uri())
+    context.exit(0)
+
+
 @click.command()
 @click.argument("bundle", metavar="FILE")
 @click.option(
@@ -64,6 +77,14 @@ class UnreadableFile(AuditTrailError):
 @click.option("--accept-unpinned", is_flag=True, help="Be content without knowing who signed.")
 @click.option("--accept-unanchored", is_flag=True, help="Be content without an anchor.")
 @click.option("--json", "as_json", is_flag=True, help="Print rlhf-audit/verify-result/v1.")
+@click.option(
+    "--open",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_open_page,
+    help="Open verify.html instead, the same verifier as an offline page, and end.",
+)
 @guarded
 def verify(
     *,

@@ -45,6 +45,7 @@ from rlhf_audit_trail.ledger.guard import PeersUnreachable
 from rlhf_audit_trail.ledger.log import Ledger, Log
 from rlhf_audit_trail.ledger.progress import progress_of
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
+from rlhf_audit_trail.privacy.recorded_settings import refuse_raw_values
 from rlhf_audit_trail.run_events import check_source
 
 __all__ = ["AnnotationImport", "ImportedBefore", "Reading", "import_annotations"]
@@ -134,6 +135,7 @@ def import_annotations(
         UnreadableExport, UnknownFormat: nothing was recorded.
         UnknownSource: an opinion of a model that nobody names.
         ImportedBefore: the same file was read in another way; nothing was recorded.
+        RawValueRefused: the run's mode is strong; nothing was recorded.
         AppendFailed: the store did not take the entries; call again to go on.
     """
     file_digest, size_bytes = digest(data)
@@ -155,6 +157,7 @@ def import_annotations(
             _count(preference, reading, done)
         return done
     log = ledger.open_run(run_id)
+    refuse_raw_values(log)
     earlier = _Earlier.look(log, import_id)
     earlier.require_one_reading(log, done, is_again=is_again)
     _record(log, found, reading, done, earlier, on_progress)

@@ -10,8 +10,8 @@ and `zk` proves a count without opening anything (extra `[zk]`). Models: `dp_sgd
 say what that spends.
 
 In a ledger: `charging` puts costs to the budgets that it keeps, `rounds` and `coins` are the
-protocol of noise, `releases` is what a run calls, `replay` checks all of it from entries alone,
-and `report` says what may be said.
+protocol of noise, `releases` is what a run calls, `labels` privatises single values as they are
+logged, `replay` checks all of it from entries alone, and `report` says what may be said.
 """
 
 from rlhf_audit_trail.privacy.config import PrivacyConfig
@@ -22,12 +22,14 @@ from rlhf_audit_trail.privacy.errors import (
     InvalidDelta,
     InvalidEpsilon,
     InvalidParameter,
+    LabelsLost,
     MissingSensitivity,
     NoiseProtocolError,
     NonFiniteValue,
     NotChargedHere,
     PrivacyError,
     PrivacyWarning,
+    RawValueRefused,
     ReleaseDiffers,
     ReleaseWithoutSpend,
     RestrictedField,
@@ -35,6 +37,7 @@ from rlhf_audit_trail.privacy.errors import (
     SlotSkipped,
     SpendDiffers,
     TamperedParameters,
+    UnattributedLabel,
     UnsafeAccounting,
     WrongProof,
     WrongSlotOpening,
@@ -47,6 +50,7 @@ __all__ = [
     "InvalidDelta",
     "InvalidEpsilon",
     "InvalidParameter",
+    "LabelsLost",
     "MissingSensitivity",
     "NoiseProtocolError",
     "NonFiniteValue",
@@ -54,6 +58,7 @@ __all__ = [
     "PrivacyConfig",
     "PrivacyError",
     "PrivacyWarning",
+    "RawValueRefused",
     "ReleaseDiffers",
     "ReleaseWithoutSpend",
     "RestrictedField",
@@ -61,6 +66,7 @@ __all__ = [
     "SlotSkipped",
     "SpendDiffers",
     "TamperedParameters",
+    "UnattributedLabel",
     "UnsafeAccounting",
     "WrongProof",
     "WrongSlotOpening",

@@ -77,6 +77,11 @@ class Spent:
             min(self.delta_units + other.delta_units, UNBOUNDED),
         )
 
+    def times(self, uses: int) -> Spent:
+        """Return what so many uses add up to."""
+        units = (self.epsilon_units, self.second_units, self.delta_units)
+        return Spent(*(min(x * uses, UNBOUNDED) for x in units))
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -14,7 +14,7 @@ from rlhf_audit_trail.ledger.budgets import Charge, Sums
 from rlhf_audit_trail.privacy.account import Budget, Spent
 from rlhf_audit_trail.privacy.cost import UNBOUNDED, Cost
 
-__all__ = ["budget_of", "charge_of", "public_budget", "public_cost"]
+__all__ = ["budget_of", "charge_labels", "charge_of", "public_budget", "public_cost"]
 
 
 def charge_of(budget: Budget, cost: Cost, participants: Mapping[bytes, str]) -> Charge:
@@ -40,6 +40,35 @@ def charge_of(budget: Budget, cost: Cost, participants: Mapping[bytes, str]) -> 
         return known
 
     return Charge(tuple(sorted(participants)), budget.response_units, admit)
+
+
+def charge_labels(
+    budget: Budget, cost: Cost, people: Mapping[bytes, str], uses: Mapping[bytes, int]
+) -> Charge:
+    """Return the charge of several uses for each person, all of them or none.
+
+    Args:
+        budget: as for `charge_of`.
+        cost: of one use.
+        people: account to pseudonym.
+        uses: account to how many, 1 or more.
+    """
+    admitted: dict[tuple[int, Sums, int], Sums] = {}
+
+    def admit(account: bytes, response_units: int, sums: Sums) -> Sums:
+        known = admitted.get((response_units, sums, uses[account]))
+        if known is not None:
+            return known
+        own = replace(budget, response_units=response_units)
+        spent, added = Spent(*sums), Spent()
+        for _ in range(uses[account]):
+            spent = own.charged(spent, cost, annotator=people[account])
+            added = added.plus(own.charge(cost))
+        found = Sums(added.epsilon_units, added.second_units, added.delta_units)
+        admitted[response_units, sums, uses[account]] = found
+        return found
+
+    return Charge(tuple(sorted(people)), budget.response_units, admit)
 
 
 def public_cost(cost: Cost) -> dict[str, Any]:

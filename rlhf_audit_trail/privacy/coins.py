@@ -26,7 +26,7 @@ from rlhf_audit_trail.ledger.settings import ChainSettings
 from rlhf_audit_trail.privacy.bits import SEED_BYTES
 from rlhf_audit_trail.privacy.errors import EarlyCoin, InvalidParameter, NoiseProtocolError
 
-__all__ = ["COIN_DELAY_BLOCKS", "SOURCES", "ChosenCoin", "choose_coin"]
+__all__ = ["COIN_DELAY_BLOCKS", "SOURCES", "ChosenCoin", "check_block", "choose_coin"]
 
 SOURCES: Final = ("auditor", "prevrandao", "local")
 # the anchor is final, by any chain's rule, before the proposers of that block reveal
@@ -118,6 +118,22 @@ def choose_coin(
     block = _block(chain, int(anchor.block_number or 0) + COIN_DELAY_BLOCKS)
     coin = bytes.fromhex(block.pop("value"))
     return ChosenCoin(source, coin, anchor.tree_size, _said(anchor), block)
+
+
+def check_block(chain: ChainSettings, event: Mapping[str, Any]) -> None:
+    """Compare what a `dp.coin` entry of the source prevrandao says of its block with the chain.
+
+    Raises:
+        NoiseProtocolError: the block has another hash or randomness; or no chain is configured.
+        EarlyCoin: the block is not final.
+        ChainError: the chain does not answer.
+    """
+    found = _block(chain, int(event["block"]["number"]))
+    if (event["value"], event["block"]["hash"]) != (found["value"], found["hash"]):
+        raise NoiseProtocolError(
+            "a coin is not the randomness of the block that it names",
+            next_step="treat the round's noise as chosen by the operator",
+        )
 
 
 def _read(value: bytes | str) -> bytes:

@@ -15,12 +15,14 @@ __all__ = [
     "InvalidDelta",
     "InvalidEpsilon",
     "InvalidParameter",
+    "LabelsLost",
     "MissingSensitivity",
     "NoiseProtocolError",
     "NonFiniteValue",
     "NotChargedHere",
     "PrivacyError",
     "PrivacyWarning",
+    "RawValueRefused",
     "ReleaseDiffers",
     "ReleaseWithoutSpend",
     "RestrictedField",
@@ -28,6 +30,7 @@ __all__ = [
     "SlotSkipped",
     "SpendDiffers",
     "TamperedParameters",
+    "UnattributedLabel",
     "UnsafeAccounting",
     "WrongProof",
     "WrongSlotOpening",
@@ -104,6 +107,18 @@ class SpendDiffers(PrivacyError):
 
 class NotChargedHere(PrivacyError):
     """The budgets are on another machine, or another process records this run."""
+
+
+class RawValueRefused(PrivacyError):
+    """A raw value would be stored, and the mode strong keeps them off the disk."""
+
+
+class UnattributedLabel(PrivacyError):
+    """Nobody is known whose budget a label could be charged to."""
+
+
+class LabelsLost(PrivacyError):
+    """Labels were charged, and what was drawn for them could not be kept; the charge stays."""
 
 
 class WrongProof(NoiseProtocolError):

@@ -20,7 +20,9 @@ from rlhf_audit_trail.privacy.empirical import epsilon_lower_bound
 from rlhf_audit_trail.privacy.errors import NotChargedHere
 from rlhf_audit_trail.privacy.estimates import mechanism_fields
 from rlhf_audit_trail.privacy.mechanisms import DiscreteGaussian
-from rlhf_audit_trail.privacy.report import PrivacyReport, report_of
+from rlhf_audit_trail.privacy.report import PrivacyReport
+from rlhf_audit_trail.privacy.reporting import report_of
+from rlhf_audit_trail.privacy.reserving import has_charged
 from rlhf_audit_trail.privacy.stated import mechanism_of
 
 __all__ = ["Audited", "audited_release", "privacy_report"]
@@ -81,7 +83,7 @@ def privacy_report(ledger: Ledger | RemoteLedger, run_id: str) -> PrivacyReport:
             next_step="run there: rlhf-audit privacy RUN",
         )
     log = ledger.find(run_id)
-    charged = [run for run in ledger.runs() if ledger.find(run).newest("dp.spend") is not None]
+    charged = [run for run in ledger.runs() if has_charged(ledger.find(run))]
     return report_of(
         log,
         run=run_id,

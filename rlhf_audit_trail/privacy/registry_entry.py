@@ -6,9 +6,12 @@ Its form is that of the registry's records; strings are written as JSON, which Y
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from rlhf_audit_trail.privacy.errors import InvalidParameter
@@ -145,15 +148,17 @@ def _mechanisms(report: Deployment) -> str:
     coins = ", ".join(report.coins)
     words.append(f"Noise follows from precommitted seeds and coins of type {coins}.")
     if not report.has_integrity:
-        words.append("Coins of type local prove nothing to others.")
+        words.append("Of some releases the operator could choose among noises.")
     words.append("Timing of the samplers is not protected.")
     return " ".join(words)
 
 
 def _up(units: int, per_one: int) -> float:
-    """Return units as a decimal of twelve digits that is not below them."""
+    """Return units as a decimal that is not below them, and hardly above."""
     value = float(f"{units / per_one:.12g}")
-    return value if value * per_one >= units else float(f"{units / per_one * (1 + 1e-11):.12g}")
+    while Fraction(repr(value)) * per_one < units:  # what is written is its shortest decimal
+        value = math.nextafter(value, math.inf)
+    return value
 
 
 def _lines(value: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -171,5 +176,5 @@ def _lines(value: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 def _scalar(value: object) -> str:
     if isinstance(value, float):
-        return format(value, ".17f").rstrip("0") + ("0" if value == int(value) else "")
+        return format(Decimal(repr(value)), "f")  # exact, without an exponent
     return json.dumps(value, ensure_ascii=False)

@@ -11,27 +11,21 @@ the mode minimal there is no noise and no claim: a mean over 20 annotators or mo
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from rlhf_audit_trail.ledger.budgets import Budgets, Terms
+from rlhf_audit_trail.ledger.budgets import Terms
 from rlhf_audit_trail.ledger.events import Event
-from rlhf_audit_trail.ledger.log import Log
-from rlhf_audit_trail.ledger.refusals import LogMoved
-from rlhf_audit_trail.ledger.settings import ChainSettings
-from rlhf_audit_trail.privacy import rounds
+from rlhf_audit_trail.ledger.noise_secrets import own_subject
+from rlhf_audit_trail.ledger.vault import Erased
 from rlhf_audit_trail.privacy.account import Budget, Spent
 from rlhf_audit_trail.privacy.aggregates import Histogram, MeanSum, enough_annotators
 from rlhf_audit_trail.privacy.charging import charge_of, public_budget, public_cost
-from rlhf_audit_trail.privacy.choosing import budget_for, release_mechanism
-from rlhf_audit_trail.privacy.coins import choose_coin
-from rlhf_audit_trail.privacy.config import PrivacyConfig
+from rlhf_audit_trail.privacy.choosing import release_mechanism
 from rlhf_audit_trail.privacy.covered_values import Covered, Of, covered, statistic_cells
 from rlhf_audit_trail.privacy.errors import (
-    ConflictingParameters,
     InvalidDelta,
     InvalidParameter,
     MissingSensitivity,
@@ -44,12 +38,12 @@ from rlhf_audit_trail.privacy.estimates import (
     statistic_name,
 )
 from rlhf_audit_trail.privacy.exact import rational
-from rlhf_audit_trail.privacy.guarantee import Guarantee
 from rlhf_audit_trail.privacy.interval import Interval
 from rlhf_audit_trail.privacy.mechanisms import Mechanism
 from rlhf_audit_trail.privacy.redraw import drawn
-from rlhf_audit_trail.privacy.reserving import budget_left, reserved_by, reserved_fields
+from rlhf_audit_trail.privacy.reserving import budget_left
 from rlhf_audit_trail.privacy.rounds import PROTOCOL_KINDS, Round, Rounds, Spend
+from rlhf_audit_trail.privacy.run_rounds import RunRounds
 from rlhf_audit_trail.privacy.slots import NoiseSlots
 from rlhf_audit_trail.privacy.stated import mechanism_of, statistic_of
 
@@ -58,9 +52,6 @@ __all__ = ["NO_CLAIM", "Release", "RunPrivacy"]
 NO_CLAIM: Final = "no DP claim"
 _CLAIM: Final = "differentially private; unit: annotator, relation: replace"
 _PARTICIPANTS_MAX: Final = 4_096  # of one entry: what is opened to an auditor at once stays small
-_ATTEMPTS: Final = 10  # each lost to another process that did its part of the protocol
-
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -86,126 +77,8 @@ class Release:
     entries: tuple[int, ...] = ()
 
 
-class RunPrivacy:
+class RunPrivacy(RunRounds):
     """Statistics of one run, under its privacy settings; safe to share between threads."""
-
-    def __init__(
-        self, log: Log, config: PrivacyConfig, budgets: Budgets, chain: ChainSettings
-    ) -> None:
-        """Release from `log`; the budgets are those of its ledger."""
-        self._log, self._config = log, config
-        self._budgets, self._chain = budgets, chain
-        self._lock = threading.RLock()
-
-    # --- rounds -------------------------------------------------------------------------
-
-    def open_round(self, *, slots: int = 64) -> Round:
-        """Settle the noise of a new round, before anybody can know its coin.
-
-        A round that has no coin yet is returned as it is. Slots that the round before left over
-        are given up.
-
-        Raises:
-            InvalidParameter: the number of slots is out of range.
-            NoiseProtocolError: the mode minimal draws no noise; or a charge of the round before
-                is not released yet.
-        """
-        self._require_noise()
-
-        def attempt(known: Rounds) -> Round:
-            last = known.last
-            if last is not None and last.coin is None:
-                return last
-            made = NoiseSlots.draw(slots)
-            number = 0 if last is None else last.number + 1
-            fields = {"round": number, "slots": slots, "root": made.root.hex()}
-            events = [Event("dp.noise_root", fields, {"secret": made.secret.hex()})]
-            if last is not None and last.used < last.slots:
-                events.insert(0, _skipped(last, last.slots - last.used, "left over"))
-            index = self._log.record_on(Terms(PROTOCOL_KINDS, known.newest), events)[-1]
-            return Round(number, index, slots, made.root, known.covered)
-
-        return self._attempted(attempt)
-
-    def coin(self, *, value: bytes | str | None = None, source: str | None = None) -> rounds.Coin:
-        """Take the coin of the open round; what is covered by it is settled with that.
-
-        Args:
-            value: of an auditor, 32 bytes or their hex digits.
-            source: auditor, prevrandao or local; by default the `beacon` of the settings.
-
-        Raises:
-            NoiseProtocolError: there is no round that waits for a coin.
-            EarlyCoin, InvalidParameter, ChainError: as `choose_coin`; nothing was recorded.
-        """
-        self._require_noise()
-        chosen_source = self._config.beacon if source is None else source
-
-        def attempt(known: Rounds) -> rounds.Coin:
-            last = known.last
-            if last is None or last.coin is not None:
-                raise NoiseProtocolError(
-                    "no round waits for a coin", next_step="call open_round first"
-                )
-            chosen = choose_coin(
-                self._log, last.root_index, source=chosen_source, value=value, chain=self._chain
-            )
-            fields: dict[str, Any] = {"round": last.number, "noise_root": last.root_index}
-            fields |= {"tree_size": chosen.tree_size, "source": chosen.source}
-            fields |= {"value": chosen.value.hex()}
-            for name in ("anchor", "block"):
-                if said := getattr(chosen, name):
-                    fields[name] = dict(said)
-            terms = Terms(PROTOCOL_KINDS, known.newest)
-            (index,) = self._log.record_on(terms, [Event("dp.coin", fields)])
-            return rounds.Coin(
-                index, chosen.value, chosen.source, chosen.tree_size, chosen.anchor, chosen.block
-            )
-
-        return self._attempted(attempt)
-
-    def skip(self, reason: str, *, count: int = 1) -> range:
-        """Give up the next slots of the open round, and say why; return them.
-
-        Raises:
-            NoiseProtocolError: there is no round, or not as many slots.
-        """
-        self._require_noise()
-
-        def attempt(known: Rounds) -> range:
-            last = known.last
-            if last is None or not 1 <= count <= last.slots - last.used:
-                raise NoiseProtocolError("this round has not so many slots left")
-            event = _skipped(last, count, reason)
-            self._log.record_on(Terms(PROTOCOL_KINDS, known.newest), [event])
-            return range(last.used, last.used + count)
-
-        return self._attempted(attempt)
-
-    def reserve(self, share: Guarantee) -> None:
-        """Set aside what the run's model will spend of every annotator's budget.
-
-        Args:
-            share: of one annotator, under the relation replace, such as a plan's final statement.
-
-        Raises:
-            ConflictingParameters: somebody was charged already, or another share is set aside.
-            InvalidEpsilon, InvalidDelta: nothing would be left for releases.
-            UnsafeAccounting: the share is of another unit or relation.
-        """
-        self._require_noise()
-        with self._lock:
-            self._log.flush()
-            known = reserved_by(self._log)
-            if known == share:
-                return
-            if known is not None or self._log.newest("dp.spend") is not None:
-                raise ConflictingParameters(
-                    "what a model spends is set aside once, before the first release",
-                    next_step="reserve it when the run begins",
-                )
-            budget_for(self._config, reserved=share)
-            self._log.record(Event("run.config", reserved_fields(share))).result()
 
     # --- statistics ---------------------------------------------------------------------
 
@@ -270,6 +143,7 @@ class RunPrivacy:
         self, statistic: MeanSum | Histogram, of: Of, *, leave_out_exhausted: bool
     ) -> Release:
         with self._lock:
+            self._require_aggregates()
             self._log.flush()
             if self._config.total_epsilon is None:
                 return self._show(statistic, of)
@@ -283,6 +157,11 @@ class RunPrivacy:
                 if last.used >= last.slots:
                     raise NoiseProtocolError(
                         "this round has no slot left", next_step="open another round"
+                    )
+                if self._slots(last) is None:
+                    raise NoiseProtocolError(
+                        "this round's noise went with the values of somebody who was erased",
+                        next_step="open another round, for values that are logged from here on",
                     )
                 index = self._spend(known, last, statistic, of, is_lenient=leave_out_exhausted)
                 spend = Spend(index, self._log.read(index).event)
@@ -402,19 +281,13 @@ class RunPrivacy:
         statistic, of = statistic_of(event["statistic"]), Of.said(event["of"])
         terms = Terms(PROTOCOL_KINDS, newest)
         taken = covered(self._log, event["first_index"], event["end_index"], of)
-        part = taken.only(self._participants(spend))
-        if part is None or coin is None:  # somebody was erased since the charge
+        part, slots = taken.only(self._participants(spend)), self._slots(last)
+        if part is None or coin is None or slots is None:  # somebody was erased since the charge
             gone: dict[str, Any] = {"round": last.number, "slot": spend.slot, "count": 1}
             gone |= {"reason": "values were erased after the charge", "spend_ref": spend.leaf_index}
             self._log.record_on(terms, [Event("dp.skipped", gone)])
             return None
         mechanism = mechanism_of(mechanism_fields(self._log.read(event["mechanism_ref"]).event))
-        slots = NoiseSlots(bytes.fromhex(self._log.opened(last.root_index)["secret"]), last.slots)
-        if slots.root != last.root:
-            raise NoiseProtocolError(
-                "the vault's secret is not the one that this round was settled with",
-                next_step="run rlhf-audit fsck; restore the vault from a backup",
-            )
         cells = statistic_cells(statistic, of, part.values)
         found = drawn(mechanism, cells, slots.bits(spend.slot, coin.value))
         value = [found] if isinstance(found, int) else found
@@ -428,6 +301,20 @@ class RunPrivacy:
         }
         (index,) = self._log.record_on(terms, [Event("dp.release", fields)])
         return _stored(replace(spend, release=fields, release_index=index))
+
+    def _slots(self, last: Round) -> NoiseSlots | None:
+        """Return a round's slots; None if its secret was erased."""
+        try:
+            secret = self._log.opened(last.root_index)["secret"]
+        except Erased:
+            return None
+        slots = NoiseSlots(bytes.fromhex(secret), last.slots)
+        if slots.root != last.root:
+            raise NoiseProtocolError(
+                "the vault's secret is not the one that this round was settled with",
+                next_step="run rlhf-audit fsck; restore the vault from a backup",
+            )
+        return slots
 
     def _participants(self, spend: Spend) -> list[str]:
         first, parts = spend.leaf_index, int(spend.event["parts"])
@@ -446,44 +333,16 @@ class RunPrivacy:
         cells = statistic_cells(statistic, of, taken.values)
         fields = {"statistic": statistic.public(), "of": of.public(), "participants": count}
         fields |= {"first_index": 0, "end_index": size}
-        event = Event("dp.unprotected", fields, {"value": list(map(str, cells))})
+        event = Event("dp.unprotected", fields, {"value": list(map(str, cells))}, own_subject())
         index = self._log.record(event).result()
         return Release(
             statistic_name(statistic), tuple(cells), estimate(statistic, cells, count), 0.0, count,
             NO_CLAIM, (index,),
         )  # fmt: skip
 
-    def _require_noise(self) -> None:
-        if self._config.total_epsilon is None:
-            raise NoiseProtocolError(
-                "the mode minimal draws no noise, so it has no rounds",
-                next_step="call release_mean at once, or choose moderate",
-            )
-
-    def _attempted(self, attempt: Callable[[Rounds], _Found]) -> _Found:
-        """Finish what was charged for, then do one step; again where another process was first."""
-        with self._lock:
-            self._log.flush()
-            for number in range(_ATTEMPTS):
-                try:
-                    known = rounds.read(self._log)
-                    for into, spend in known.pending():
-                        self._finish(into, spend, newest=known.newest)
-                        known = rounds.read(self._log)
-                    return attempt(known)
-                except LogMoved:
-                    if number == _ATTEMPTS - 1:
-                        raise
-            raise AssertionError  # the loop returns or raises
-
 
 def _is_of(spend: Spend, said: Mapping[str, Any]) -> bool:
     return all(spend.event[name] == value for name, value in said.items())
-
-
-def _skipped(last: Round, count: int, reason: str) -> Event:
-    fields = {"round": last.number, "slot": last.used, "count": count, "reason": reason}
-    return Event("dp.skipped", fields)
 
 
 def _stored(spend: Spend) -> Release:

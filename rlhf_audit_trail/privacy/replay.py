@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rlhf_audit_trail.ledger.reading import AnchorView, StoredLog
 from rlhf_audit_trail.ledger.stored_entry import SealedEntry
-from rlhf_audit_trail.privacy.account import Budget, Spent
 from rlhf_audit_trail.privacy.aggregates import Histogram, MeanSum
 from rlhf_audit_trail.privacy.charging import budget_of, public_budget, public_cost
 from rlhf_audit_trail.privacy.coins import COIN_DELAY_BLOCKS, SOURCES
-from rlhf_audit_trail.privacy.cost import Cost
 from rlhf_audit_trail.privacy.covered_values import Of
 from rlhf_audit_trail.privacy.errors import (
     EarlyCoin,
@@ -33,96 +30,22 @@ from rlhf_audit_trail.privacy.errors import (
     TamperedParameters,
 )
 from rlhf_audit_trail.privacy.estimates import derived, mechanism_fields
+from rlhf_audit_trail.privacy.label_replay import LABEL_KINDS, Labelled, LabelReplay, Opened, whole
+from rlhf_audit_trail.privacy.labels import PRIVATISED_KIND
 from rlhf_audit_trail.privacy.mechanisms import Mechanism
 from rlhf_audit_trail.privacy.redraw import CoinOrder, check_coin
+from rlhf_audit_trail.privacy.replay_findings import Difference, Replay
+from rlhf_audit_trail.privacy.replay_state import ReplayedRound, ReplayedSpend
 from rlhf_audit_trail.privacy.stated import check_sensitivity, mechanism_of, statistic_of
 
 __all__ = ["DP_KINDS", "Difference", "Replay", "replay", "replay_log"]
 
 DP_KINDS: Final = (
     "dp.mechanism", "dp.noise_root", "dp.coin", "dp.spend", "dp.participants", "dp.release",
-    "dp.skipped",
+    "dp.skipped", *LABEL_KINDS,
 )  # fmt: skip
 _FINAL: Final = "finalized"
-
-Opened = Callable[[int], Mapping[str, Any] | None]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Something that is not as it must be.
-
-    Attributes:
-        leaf_index: of the entry.
-        error: what it is, by its class.
-    """
-
-    leaf_index: int
-    error: PrivacyError
-
-    def __str__(self) -> str:
-        return f"entry {self.leaf_index}: {type(self.error).__name__}: {self.error.message}"
-
-
-@dataclass
-class _Spend:
-    index: int
-    slots: list[int]
-    coin_index: int
-    participants: int
-    parts: int
-    statistic: MeanSum | Histogram
-    mechanism: Mechanism
-    budget: Budget
-    cost: Cost
-    released_at: int = -1
-    skipped_at: int = -1
-    names: list[str] | None = field(default_factory=list)
-
-
-@dataclass
-class _Round:
-    number: int
-    index: int
-    slots: int
-    first_index: int
-    next_slot: int = 0
-    coin_index: int = -1
-    tree_size: int = 0
-    spends: dict[int, _Spend] = field(default_factory=dict)
-
-
-@dataclass
-class Replay:
-    """What a replay gives.
-
-    Attributes:
-        sums: pseudonym to what was spent in this run, of participants whose lists were opened.
-        charges: costs of all charges in order, with the number of participants.
-        budgets: that the charges name.
-        unopened: how many charges have a list that was not opened.
-        pending: charges that are neither released nor given up; the next call finishes them.
-        releases: how many there are.
-        differences: in the order in which they were found.
-    """
-
-    sums: dict[str, Spent] = field(default_factory=dict, repr=False)
-    charges: list[tuple[Cost, int]] = field(default_factory=list)
-    budgets: list[Budget] = field(default_factory=list)
-    unopened: int = 0
-    pending: int = 0
-    releases: int = 0
-    differences: list[Difference] = field(default_factory=list)
-
-    def check(self) -> Replay:
-        """Return itself if nothing differs.
-
-        Raises:
-            PrivacyError: the first difference, by its own class.
-        """
-        for difference in self.differences:
-            raise difference.error
-        return self
+_People = Callable[[int, int], list[str | None]]
 
 
 def replay_log(log: StoredLog) -> Replay:
@@ -131,20 +54,37 @@ def replay_log(log: StoredLog) -> Replay:
     opened: dict[int, SealedEntry] = {}
     size = log.size
     for kind in DP_KINDS:
+        if kind == PRIVATISED_KIND:  # what it seals is not needed, and there is one for each label
+            found = log.entries(0, size, kind=kind)
+            entries += [(x.leaf_index, x.event) for x in found]
+            continue
         for item in log.sealed_entries(0, size, kind=kind):
             entries.append((item.leaf_index, item.event))
             opened[item.leaf_index] = item
-    annotated = [
-        x.leaf_index
-        for x in log.entries(0, size, kind="annotation.recorded")
-        if "reward" in x.event.get("c", {})
-    ]
+    annotated, recorded = [], []
+    for entry in log.entries(0, size, kind="annotation.recorded"):
+        recorded.append(entry.leaf_index)
+        if "reward" in entry.event.get("c", {}):
+            annotated.append(entry.leaf_index)
     return replay(
         sorted(entries, key=lambda item: item[0]),
         opened=lambda index: opened[index].values,
         annotated=annotated,
+        labelled=Labelled(recorded, lambda first, end: _annotators(log, first, end)),
         anchors=log.anchors(),
+        people=lambda first, end: _people(log, first, end),
     )
+
+
+def _people(log: StoredLog, first: int, end: int) -> list[str | None]:
+    found = log.sealed_entries(first, end, kind="annotation.recorded")
+    valued = (x for x in found if {"reward", "annotator"} <= x.event.get("c", {}).keys())
+    return [None if x.values is None else str(x.values["annotator"]) for x in valued]
+
+
+def _annotators(log: StoredLog, first: int, end: int) -> list[str | None]:
+    found = log.sealed_entries(first, end, kind="annotation.recorded")
+    return [None if x.values is None else x.values.get("annotator") for x in found]
 
 
 def replay(
@@ -152,7 +92,9 @@ def replay(
     *,
     opened: Opened = lambda _: None,
     annotated: Sequence[int] | None = None,
+    labelled: Labelled | None = None,
     anchors: Iterable[AnchorView] | None = None,
+    people: _People | None = None,
 ) -> Replay:
     """Recompute what a run's entries say of privacy.
 
@@ -160,9 +102,13 @@ def replay(
         entries: leaf index and record of those of `DP_KINDS`, growing.
         opened: leaf index to the sealed values of that entry; None where they are not opened.
         annotated: growing indices of annotations with a reward, to compare what charges cover.
+        labelled: annotations, to compare whose labels were charged.
         anchors: of the run, to compare what coins say; None believes the entries.
+        people: first index and end to whose rewards are between them, None for one that is not
+            opened; to compare who was charged.
     """
-    work = _Replaying(opened, annotated, None if anchors is None else list(anchors))
+    known = None if anchors is None else list(anchors)
+    work = _Replaying(opened, annotated, labelled, known, people)
     for index, event in entries:
         work.take(index, event)
     return work.finish()
@@ -172,14 +118,20 @@ class _Replaying:
     """One replay under way."""
 
     def __init__(
-        self, opened: Opened, annotated: Sequence[int] | None, anchors: list[AnchorView] | None
+        self,
+        opened: Opened,
+        annotated: Sequence[int] | None,
+        labelled: Labelled | None,
+        anchors: list[AnchorView] | None,
+        people: _People | None,
     ) -> None:
         self.found = Replay()
         self._opened, self._annotated, self._anchors = opened, annotated, anchors
+        self._people, self._there = people, dict[tuple[int, int], list[str | None]]()
         self._mechanisms: dict[int, Mechanism | None] = {}
-        self._rounds: list[_Round] = []
-        self._spends: dict[int, _Spend] = {}
-        self._last: _Spend | None = None  # whose further lists may come
+        self._rounds: list[ReplayedRound] = []
+        self._spends: dict[int, ReplayedSpend] = {}
+        self._last: ReplayedSpend | None = None  # whose further lists may come
         self._covered = 0
         self._take: dict[str, Callable[[int, Mapping[str, Any]], None]] = {
             "dp.mechanism": self._mechanism,
@@ -189,6 +141,7 @@ class _Replaying:
             "dp.participants": self._more,
             "dp.release": self._release,
             "dp.skipped": self._skipped,
+            **LabelReplay(self.found, self._mechanisms, opened, labelled).takes(),
         }
 
     def take(self, index: int, event: Mapping[str, Any]) -> None:
@@ -211,7 +164,7 @@ class _Replaying:
         return self.found
 
     def _differ(self, index: int, error: PrivacyError) -> None:
-        self.found.differences.append(Difference(index, error))
+        self.found.differ(index, error)
 
     def _mechanism(self, index: int, event: Mapping[str, Any]) -> None:
         self._mechanisms[index] = None  # named, and not believed
@@ -223,14 +176,14 @@ class _Replaying:
             if last.next_slot < last.slots:
                 self._differ(index, _passed_over())
                 last.next_slot = last.slots
-        made = _Round(len(self._rounds), index, _count(event["slots"]), self._covered)
+        made = ReplayedRound(len(self._rounds), index, whole(event["slots"]), self._covered)
         self._rounds.append(made)
         if event["round"] != made.number or len(bytes.fromhex(event["root"])) != 32:  # noqa: PLR2004 - SHA-256
             raise NoiseProtocolError("a round has another number than follows from the entries")
 
     def _coin(self, index: int, event: Mapping[str, Any]) -> None:
         into = self._round(event)
-        size, anchor = _count(event["tree_size"]), event.get("anchor") or {}
+        size, anchor = whole(event["tree_size"]), event.get("anchor") or {}
         if into.coin_index >= 0 or event["noise_root"] != into.index:
             raise NoiseProtocolError("a round has two coins, or one that is for other slots")
         into.coin_index, into.tree_size = index, size
@@ -246,6 +199,7 @@ class _Replaying:
             self._compare_anchor(size, anchor)
         if event["source"] == "prevrandao":
             after, block = int(anchor["block_number"]), int(event["block"]["number"])
+            self._compare_first(into.index, anchor)
         committed = [into.index]
         check_coin(CoinOrder(committed, size, index, after, block))
         if block is not None and after is not None and block != after + COIN_DELAY_BLOCKS:
@@ -260,9 +214,18 @@ class _Replaying:
         if self._anchors is not None:
             raise _early()
 
+    def _compare_first(self, root_index: int, said: Mapping[str, Any]) -> None:
+        """Were any anchor allowed, the operator would choose among as many coins."""
+        for anchor in self._anchors or ():
+            is_same = (anchor.chain_id, anchor.contract) == (said["chain_id"], said["contract"])
+            if not is_same or anchor.state != _FINAL or anchor.tree_size <= root_index:
+                continue
+            if (anchor.block_number or 0) < int(said["block_number"]):
+                raise NoiseProtocolError("a coin is of a later anchor than the first of its slots")
+
     def _spend(self, index: int, event: Mapping[str, Any]) -> None:
         into = self._round(event)
-        slots = [_count(slot, least=0) for slot in event["slots"]]
+        slots = [whole(slot, least=0) for slot in event["slots"]]
         self._use(index, into, slots[0], len(slots))
         if slots != list(range(slots[0], slots[0] + len(slots))):
             raise _passed_over()
@@ -274,9 +237,10 @@ class _Replaying:
             raise TamperedParameters("a charge names no mechanism that is as it must be")
         check_sensitivity(mechanism, statistic)
         budget = budget_of(event["budget"])
-        spend = _Spend(
-            index, slots, into.coin_index, _count(event["participants"]), _count(event["parts"]),
-            statistic, mechanism, budget, mechanism.cost,
+        spend = ReplayedSpend(
+            index, slots, into.coin_index, whole(event["participants"]), whole(event["parts"]),
+            statistic, mechanism, budget, mechanism.cost, (into.first_index, into.tree_size),
+            whole(event["left_out"].get("exhausted_annotators", 0), least=0),
         )  # fmt: skip
         into.spends[index] = self._spends[index] = self._last = spend
         self.found.charges.append((mechanism.cost, spend.participants))
@@ -289,7 +253,7 @@ class _Replaying:
         self._compare_range(event, into, of, statistic)
 
     def _compare_range(
-        self, event: Mapping[str, Any], into: _Round, of: Of, statistic: MeanSum | Histogram
+        self, event: Mapping[str, Any], into: ReplayedRound, of: Of, statistic: MeanSum | Histogram
     ) -> None:
         if (event["first_index"], event["end_index"]) != (into.first_index, into.tree_size):
             raise SpendDiffers("a charge covers other entries than its round does")
@@ -329,13 +293,21 @@ class _Replaying:
             return
         if not len(set(spend.names)) == len(spend.names) == spend.participants:
             self._differ(spend.index, SpendDiffers("a charge's list has other participants"))
-        added, sums = spend.budget.charge(spend.cost), self.found.sums
-        is_over = False
-        for name in spend.names:
-            sums[name] = sums.get(name, Spent()).plus(added)
-            is_over |= not spend.budget.holds(sums[name])
-        if is_over:
-            self._differ(spend.index, SpendDiffers("a charge exceeds the budget that it names"))
+        self._compare_people(spend, set(spend.names))
+        self.found.charge(spend.names, spend.budget, spend.cost, spend.index)
+
+    def _compare_people(self, spend: ReplayedSpend, charged: set[str]) -> None:
+        """Compare who was charged with who has a value in the range."""
+        if self._people is None:
+            return
+        if spend.range not in self._there:
+            self._there[spend.range] = self._people(*spend.range)
+        found = self._there[spend.range]
+        there = {name for name in found if name is not None}
+        if len(there - charged) > spend.exhausted:
+            self._differ(spend.index, SpendDiffers("a charge leaves out people it has values of"))
+        if len(charged - there) > found.count(None):  # those may be the others
+            self._differ(spend.index, SpendDiffers("a charge has people of whom it has no value"))
 
     def _release(self, index: int, event: Mapping[str, Any]) -> None:
         into = self._round(event)
@@ -364,11 +336,13 @@ class _Replaying:
             if spend.released_at >= 0 or spend.skipped_at >= 0:
                 raise SlotReused("a slot was given up after it was used")
             spend.skipped_at = index
+            if ([event["slot"]], event["count"]) != (spend.slots, 1):
+                raise SlotReused("a slot was given up that is not the one that was charged for")
             return
-        first = _count(event["slot"], least=0)
-        self._use(index, into, first, _count(event["count"]))
+        first = whole(event["slot"], least=0)
+        self._use(index, into, first, whole(event["count"]))
 
-    def _use(self, index: int, into: _Round, first: int, count: int) -> None:
+    def _use(self, index: int, into: ReplayedRound, first: int, count: int) -> None:
         """Take slots, which follow the ones before them without a hole."""
         if first < into.next_slot:
             self._differ(index, SlotReused("a noise slot was used twice"))
@@ -376,17 +350,11 @@ class _Replaying:
             self._differ(index, _passed_over())
         into.next_slot = max(into.next_slot, min(first + count, into.slots))
 
-    def _round(self, event: Mapping[str, Any]) -> _Round:
-        number = _count(event["round"], least=0)
+    def _round(self, event: Mapping[str, Any]) -> ReplayedRound:
+        number = whole(event["round"], least=0)
         if number >= len(self._rounds):
             raise NoiseProtocolError("an entry belongs to no round")
         return self._rounds[number]
-
-
-def _count(value: object, *, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError
-    return value
 
 
 def _passed_over() -> SlotSkipped:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from rlhf_audit_trail.ledger.budget_entries import CHARGING_KINDS
 from rlhf_audit_trail.ledger.reading import StoredLog
 from rlhf_audit_trail.privacy.account import Budget
 from rlhf_audit_trail.privacy.choosing import budget_for
@@ -15,7 +16,7 @@ from rlhf_audit_trail.privacy.config import PrivacyConfig
 from rlhf_audit_trail.privacy.errors import InvalidParameter
 from rlhf_audit_trail.privacy.guarantee import Guarantee
 
-__all__ = ["RESERVED", "budget_left", "reserved_by", "reserved_fields"]
+__all__ = ["RESERVED", "budget_left", "has_charged", "reserved_by", "reserved_fields"]
 
 RESERVED: Final = "privacy_reserved"  # in the settings of a `run.config`
 
@@ -24,6 +25,11 @@ def reserved_fields(share: Guarantee) -> dict[str, Any]:
     """Return the settings that say so."""
     units = {"epsilon_units": str(share.epsilon_units), "delta_units": str(share.delta_units)}
     return {"config": {RESERVED: units}}
+
+
+def has_charged(log: StoredLog) -> bool:
+    """Tell whether a run charged anybody."""
+    return any(log.newest(kind) is not None for kind in CHARGING_KINDS)
 
 
 def reserved_by(log: StoredLog) -> Guarantee | None:

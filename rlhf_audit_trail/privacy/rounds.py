@@ -77,6 +77,7 @@ class Spend:
         release: the entry of the release, None before it.
         release_index: its place.
         is_skipped: whether its slot was given up.
+        given_up: how many slots were before it, when their noise could be known.
     """
 
     leaf_index: int
@@ -84,6 +85,7 @@ class Spend:
     release: Mapping[str, Any] | None = field(default=None, repr=False)
     release_index: int = -1
     is_skipped: bool = False
+    given_up: int = 0
 
     @property
     def slot(self) -> int:
@@ -108,6 +110,7 @@ class Round:
         first_index: from where on entries are covered.
         coin: None until it came.
         used: the next slot.
+        given_up: how many slots were given up since the coin came.
         spends: in order.
     """
 
@@ -118,6 +121,7 @@ class Round:
     first_index: int
     coin: Coin | None = None
     used: int = 0
+    given_up: int = 0
     spends: list[Spend] = field(default_factory=list)
 
 
@@ -189,7 +193,7 @@ def _coin(found: Rounds, index: int, event: dict[str, Any]) -> None:
 
 def _spend(found: Rounds, index: int, event: dict[str, Any]) -> None:
     into = found.rounds[event["round"]]
-    into.spends.append(Spend(index, event))
+    into.spends.append(Spend(index, event, given_up=into.given_up))
     into.used = max(into.used, *(slot + 1 for slot in event["slots"]))
 
 
@@ -202,6 +206,7 @@ def _release(found: Rounds, index: int, event: dict[str, Any]) -> None:
 def _skipped(found: Rounds, _index: int, event: dict[str, Any]) -> None:
     into = found.rounds[event["round"]]
     into.used = max(into.used, event["slot"] + event["count"])
+    into.given_up += event["count"] if into.coin is not None else 0
     for spend in into.spends:
         if spend.leaf_index == event.get("spend_ref"):
             spend.is_skipped = True

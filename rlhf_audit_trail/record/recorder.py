@@ -16,10 +16,13 @@ from typing import Any
 from rlhf_audit_trail.derivation import derivation_fields
 from rlhf_audit_trail.ledger.budgets import Budgets
 from rlhf_audit_trail.ledger.correcting import correct
+from rlhf_audit_trail.ledger.drafts import EventColumns
 from rlhf_audit_trail.ledger.log import Ledger, Log, Receipt
 from rlhf_audit_trail.ledger.weights.digest import TensorRecord
 from rlhf_audit_trail.privacy.config import PrivacyConfig
-from rlhf_audit_trail.privacy.errors import NotChargedHere
+from rlhf_audit_trail.privacy.errors import NotChargedHere, RawValueRefused
+from rlhf_audit_trail.privacy.labels import RunLabels, is_per_label
+from rlhf_audit_trail.privacy.recorded_settings import RAW_FIELDS
 from rlhf_audit_trail.privacy.releases import RunPrivacy
 from rlhf_audit_trail.ranks.log import elsewhere
 from rlhf_audit_trail.record.updates import NoStepSeen, PolicyUpdate, RunUpdates
@@ -75,11 +78,13 @@ class RunRecorder(RunUpdates):
     # --- statistics about annotators ----------------------------------------------------
 
     def protect(self, config: PrivacyConfig, ledger: Ledger | None) -> None:
-        """Release statistics under these settings; None if the ledger is on another machine."""
-        self._privacy = None
+        """Record and release under these settings; None if the ledger is on another machine."""
+        self._config, self._privacy, self._labels = config, None, None
         if ledger is not None and isinstance(self._log, Log):
             budgets = Budgets(ledger.engine)
             self._privacy = RunPrivacy(self._log, config, budgets, ledger.chain)
+            if is_per_label(config):
+                self._labels = RunLabels(self._log, config, budgets)
 
     @property
     def privacy(self) -> RunPrivacy:
@@ -89,14 +94,12 @@ class RunRecorder(RunUpdates):
             NotChargedHere: budgets are charged where the ledger is, by the recording process.
         """
         if self._privacy is None:
-            raise NotChargedHere(
-                "this process cannot charge budgets: the ledger is not here, or not its to write",
-                next_step="release statistics on the ledger's machine: AuditableRLHF(..., "
-                "ledger=DIRECTORY), in the process of rank 0",
-            )
+            raise _not_charged("release statistics")
         return self._privacy
 
+    _config: PrivacyConfig | None = None
     _privacy: RunPrivacy | None = None
+    _labels: RunLabels | None = None
 
     # --- while training ---------------------------------------------------------------
 
@@ -112,8 +115,16 @@ class RunRecorder(RunUpdates):
             annotator_ids: who gave the value; None, or None in a row, when nobody knows.
                 Ids reach no entry: a person appears as a pseudonym behind a commitment.
 
+        Under the mode strong, and with `release_values`, each value is charged to its annotator
+        and privatised, and the call waits until that is durable; it returns `Labels`, whose
+        `rewards` are what to train on. Rows that are logged again are charged again. Under strong
+        the given values are kept nowhere.
+
         Raises:
             UnequalLengths, NonFiniteValue, InvalidColumn: rows are named, nothing was recorded.
+            BudgetExhausted, UnattributedLabel, InvalidDelta: of labels; nothing was recorded.
+            LabelsLost: they were charged, and nothing came out.
+            NotChargedHere: labels are charged by another process.
         """
         public: dict[str, Any] = {"source": self.source, "batch": self._batch + 1}
         if self.judge_model:
@@ -125,10 +136,19 @@ class RunRecorder(RunUpdates):
             annotator_ids=annotator_ids,
             public=public,
         )
-        receipts = self._log.record_columns(columns)
+        receipts = self._recorded(columns)
         self._batch += bool(receipts)
         self._annotated.remember(columns.sealed["prompt"], columns.sealed["response"], receipts)
         return receipts
+
+    def _recorded(self, columns: EventColumns) -> Sequence[Receipt]:
+        if self._config is None or not is_per_label(self._config):
+            return self._log.record_columns(columns)
+        if self._labels is None:
+            raise _not_charged("log annotations")
+        if self._held:  # what was recorded before stands before
+            self._record([])
+        return self._labels.record(columns)
 
     def correct_annotation(
         self, leaf_index: int, *, annotator_id: str = "", reason: str = "", **values: Any
@@ -145,7 +165,14 @@ class RunRecorder(RunUpdates):
             NotCorrectable: it is no annotation of this person, or has no such fields.
             Erased: its values were erased.
             NotHere: the ledger is on another machine.
+            RawValueRefused: under the mode strong it would store a raw value.
         """
+        is_strong = self._config is not None and self._config.annotator_privacy_mode == "strong"
+        if is_strong and values.keys() & RAW_FIELDS:
+            raise RawValueRefused(
+                "a correction would keep a raw value, which the mode strong keeps off the disk",
+                next_step="log the annotation again, which charges another label",
+            )
         log = self.log
         return correct(
             log, leaf_index, values, subject=annotator_id, source=self.source, reason=reason
@@ -258,6 +285,14 @@ class RunRecorder(RunUpdates):
     @cached_property
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self, self._record, self._blobs)
+
+
+def _not_charged(what: str) -> NotChargedHere:
+    return NotChargedHere(
+        "this process cannot charge budgets: the ledger is not here, or not its to write",
+        next_step=f"{what} on the ledger's machine: AuditableRLHF(..., ledger=DIRECTORY), in the "
+        "process of rank 0",
+    )
 
 
 def _left_to_main(name: str) -> CheckpointRecord:

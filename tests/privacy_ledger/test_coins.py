@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from rlhf_audit_trail.cli.privacy_command import privacy
 from rlhf_audit_trail.ledger.chain.node.rpc import parse_quantity
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.settings import ChainSettings
@@ -59,3 +61,37 @@ def test_without_a_chain_or_with_a_value_there_is_no_coin_of_a_block(ledger):
         choose("lottery", NONCE)
     assert choose("auditor", f"0x{NONCE.hex()}").value == NONCE
     assert len({choose("local").value for _ in range(3)}) == 3
+
+
+def test_a_coin_of_another_anchor_or_of_no_block_is_refused(ledger, directory, anvil, rpc):
+    """The operator waits for an anchor, or makes up a block, whose coin suits him."""
+    ledger.close()
+    settings = directory / "rlhf-audit.toml"
+    settings.write_text(f'{settings.read_text()}\n[chain]\nrpc_url = "{anvil.url}"\n')
+    block = parse_quantity(rpc.call("eth_blockNumber"))
+    rpc.call("anvil_mine", hex(COIN_DELAY_BLOCKS + 80))
+    with auditor(directory, beacon="prevrandao") as audit, audit.track_training("a") as run:
+        annotate(run)
+        run.privacy.open_round(slots=1)
+        anchored(audit.ledger, run.log, chain_id=31337, block=block)
+        run.privacy.coin()
+    command = ["recompute", "a", "--ledger", str(directory)]
+    assert CliRunner().invoke(privacy, [*command, "--chain"]).exit_code == 0
+    with auditor(directory, beacon="prevrandao") as audit, audit.track_training("a") as run:
+        annotate(run)
+        run.log.record(Event("dp.skipped", {"round": 0, "slot": 0, "count": 1, "reason": ""}))
+        root = {"round": 1, "slots": 1, "root": "00" * 32}
+        index = run.log.record(Event("dp.noise_root", root)).result()
+        anchored(audit.ledger, run.log, chain_id=31337, block=block + 1)
+        annotate(run)
+        size = anchored(audit.ledger, run.log, chain_id=31337, block=block + 7)
+        newest = run.log.anchors()[-1]
+        said = {"number": block + 7 + COIN_DELAY_BLOCKS, "hash": "11" * 32}
+        anchor = {"chain_id": 31337, "contract": newest.contract, "block_number": block + 7}
+        coin = {"round": 1, "noise_root": index, "tree_size": size, "source": "prevrandao"}
+        coin |= {"value": "22" * 32, "anchor": {**anchor, "tx_hash": newest.tx_hash.hex()}}
+        run.log.record(Event("dp.coin", {**coin, "block": said})).result()
+    found = CliRunner().invoke(privacy, command)
+    assert (found.exit_code, "later anchor than the first" in found.output) == (1, True)
+    assert "not the randomness" not in found.output
+    assert "not the randomness" in CliRunner().invoke(privacy, [*command, "--chain"]).output

@@ -201,6 +201,24 @@ def test_hostile_entries_are_differences_and_never_crash(recorded, kind):
             assert all(isinstance(x.error, PrivacyError) for x in found.differences)
 
 
+def test_who_has_values_and_was_not_charged_is_found(recorded):
+    entries, opened, _, whole = recorded
+    there = {tuple(opened[x]["participants"]) for x, y in entries if y["kind"] == "dp.spend"}
+    everybody = max(there, key=len)
+
+    def people(*changed):
+        def of(begin, _end):
+            return [*everybody, *changed] if begin == 0 else [None] * 20
+
+        return replay(entries, opened=opened.get, people=of)
+
+    assert people().check().sums == whole.sums
+    with pytest.raises(SpendDiffers, match="leaves out"):
+        people("somebody else").check()
+    with pytest.raises(SpendDiffers, match="no value"):
+        replay(entries, opened=opened.get, people=lambda *_: [None] * 3).check()
+
+
 def test_a_block_that_was_not_settled_beforehand_is_no_coin(recorded):
     entries, opened, *_ = recorded
     changed = copy.deepcopy(entries)

@@ -13,12 +13,14 @@ import yaml
 from rlhf_audit_trail.ledger.disclosing import disclose
 from rlhf_audit_trail.ledger.events import Event
 from rlhf_audit_trail.ledger.stored_entry import NeverOpened
+from rlhf_audit_trail.privacy import registry_entry
 from rlhf_audit_trail.privacy.account import Budget, Spent
 from rlhf_audit_trail.privacy.choosing import release_mechanism
 from rlhf_audit_trail.privacy.config import PrivacyConfig
 from rlhf_audit_trail.privacy.errors import InvalidParameter
 from rlhf_audit_trail.privacy.guarantee import Guarantee
-from tests.privacy_ledger.runs import annotate, auditor
+from rlhf_audit_trail.privacy.report import shown_up
+from tests.privacy_ledger.runs import NONCE, anchored, annotate, auditor
 
 WORDS = {
     "name": "Feedback means", "data_curator": "Acme", "intended_use": "Research.",
@@ -188,6 +190,52 @@ def test_a_contradiction_takes_every_guarantee_back(made):
         assert (report.aggregate_release, report.combined) == (None, None)
         assert "SlotSkipped" in report.differences[0]
         assert "no guarantee is stated" in report.statement()
+
+
+def test_reading_a_log_with_published_labels_costs_what_they_cost(made):
+    with auditor(made, release_values=True, epsilon_per_round=0.5) as audit:
+        with audit.track_training("a") as run:
+            names = [f"annotator-{number}@example.org" for number in range(3)]
+            run.log_annotations(
+                prompts=["p"] * 3, responses=["r"] * 3, rewards=[0.1, 0.9, 0.5],
+                annotator_ids=names,
+            )  # fmt: skip
+        report = audit.get_privacy_report()
+        assert report.labels.released == 3
+        assert report.ledger_release == report.aggregate_release == report.combined
+        assert report.ledger_release.epsilon_units >= 4 * 10**11
+
+
+def test_slots_that_were_passed_over_when_the_coin_was_known_end_integrity(made):
+    with auditor(made, beacon="auditor") as audit:
+        with audit.track_training("a") as run:
+            annotate(run)
+            run.privacy.open_round(slots=5)
+            anchored(audit.ledger, run.log, chain_id=1)
+            run.privacy.skip("opened as a test of the tree")
+            run.privacy.coin(value=NONCE)
+            run.privacy.release_mean()
+            report = audit.get_privacy_report()
+            assert [x["has_integrity"] for x in report.releases] == [True]
+            assert not any("given up" in text for text in report.caveats)
+            assert any("only to the auditor" in text for text in report.caveats)
+            run.privacy.skip("the noise of this one did not please", count=2)
+            run.privacy.release_histogram(levels=2)
+        report = audit.get_privacy_report()
+        assert [x["has_integrity"] for x in report.releases] == [True, False]
+        assert [x["given_up_before"] for x in report.releases] == [0, 2]
+        assert any("2 slots were given up" in text for text in report.caveats)
+        assert "1 of 2 releases have no integrity" in report.statement()
+
+
+@pytest.mark.parametrize("units", [1, 10**12, 10**12 + 1, 123_456_789_012_345, 2**61 - 1])
+def test_what_is_shown_is_never_below_what_was_spent(units):
+    for shown in (
+        shown_up(units, 10**12),
+        registry_entry._scalar(registry_entry._up(units, 10**12)),
+    ):
+        assert "e" not in registry_entry._scalar(float(shown))
+        assert 1 <= Fraction(shown) * 10**12 / units <= Fraction(1001, 1000)
 
 
 def test_no_word_is_said_that_must_not_be(made):

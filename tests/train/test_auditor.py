@@ -179,18 +179,6 @@ def test_no_step_seen_warns_once_and_says_so(auditor: AuditableRLHF) -> None:
     [
         ({"source": "people"}, UnknownSource),
         ({"source": "ai_feedback"}, UnknownSource),
-        (
-            {
-                "privacy_config": PrivacyConfig(
-                    annotator_privacy_mode="strong", reward_bounds=(0, 1)
-                )
-            },
-            UnsupportedMode,
-        ),
-        (
-            {"privacy_config": PrivacyConfig(release_values=True, reward_bounds=(0, 1))},
-            UnsupportedMode,
-        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused_at_once(
@@ -198,6 +186,13 @@ def test_what_cannot_be_kept_is_refused_at_once(
 ) -> None:
     with pytest.raises(error):
         AuditableRLHF("tiny", ledger=ledger, **settings)
+
+
+@pytest.mark.parametrize("more", [{"annotator_privacy_mode": "strong"}, {"release_values": True}])
+def test_labels_cannot_be_charged_on_another_machine(more: dict[str, Any]) -> None:
+    config = PrivacyConfig(reward_bounds=(0, 1), **more)
+    with pytest.raises(UnsupportedMode, match="another machine"):
+        AuditableRLHF("tiny", ledger="https://audit.acme.example", privacy_config=config)
 
 
 def test_the_judge_stands_in_every_entry_of_ai_feedback(ledger: Ledger) -> None:
