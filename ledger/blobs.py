@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, Engine, delete, select
+from sqlalchemy import Connection, Engine, delete, func, select
 
 from rlhf_audit_trail.ledger.object_stores import ObjectPlace, check_place
 from rlhf_audit_trail.ledger.proof.errors import AuditTrailError
@@ -130,21 +130,26 @@ class BlobStore:
         """Keep a blob from being discarded, or from being held, until the transaction ends.
 
         For who is about to put it, and for who is about to discard it: so neither decides by what
-        the other one has just changed. SQLite's writers are alone anyway.
+        the other one has just changed. By its name, since it may have no row yet. SQLite's
+        writers are alone anyway.
         """
-        own = select(_BLOBS.c.digest).where(_BLOBS.c.digest == digest)
-        connection.execute(own.with_for_update(read=is_shared))
+        if connection.dialect.name == "postgresql":
+            wanted = func.pg_advisory_xact_lock_shared if is_shared else func.pg_advisory_xact_lock
+            key = int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
+            connection.execute(select(wanted(key)))
 
     def discard(self, connection: Connection, digest: str) -> None:
         """Delete a blob for good, within a transaction that knows that nobody refers to it.
+
+        Also what has no row yet, since the process that put it was killed.
 
         Raises:
             ObjectStoreFailed: its store did not delete it; then the row must stay as well.
         """
         row = connection.execute(select(_BLOBS).where(_BLOBS.c.digest == digest)).first()
         if row is None:
-            return
-        if row.data is None:
+            self._place(self.url).delete(digest)
+        elif row.data is None:
             self._place(row.place).delete(digest)
         connection.execute(delete(_BLOBS).where(_BLOBS.c.digest == digest))
 

@@ -40,6 +40,8 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "s3": {"aws_checksum_algorithm": "SHA256"},
 }
 _RETRIES: Final[Any] = {"max_retries": 3}
+# Into a directory, obstore writes a file NAME#1, or the next number that is free, and renames it.
+_HALF_WRITTEN_MAX: Final = 8
 
 
 class ObjectStoreFailed(AuditTrailError):
@@ -153,6 +155,10 @@ class ObjectPlace:
         """
         with self._told(), suppress(FileNotFoundError):
             obstore.delete(self._store, name)
+        if not self.url:  # a process that was killed while it wrote left the file it wrote to
+            with self._told():
+                for number in range(1, _HALF_WRITTEN_MAX + 1):
+                    (self._directory / f"{name}#{number}").unlink(missing_ok=True)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

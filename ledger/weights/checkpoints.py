@@ -280,7 +280,8 @@ class CheckpointStore:
         connection.execute(delete(_SEGMENTS).where(own))
         connection.execute(delete(_CHECKPOINTS).where(_CHECKPOINTS.c.id == number))
         freed = 0
-        for digest in [*sizes, *([header] if header else [])]:
+        # in one order: two who discard must not each wait for what the other one holds
+        for digest in sorted({*sizes, *([header] if header else [])}):
             self._blobs.hold(connection, digest, is_shared=False)
             users = select(func.count()).where(_SEGMENTS.c.blob_digest == digest)
             heads = select(func.count()).where(_CHECKPOINTS.c.header_digest == digest)

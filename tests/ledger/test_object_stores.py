@@ -211,6 +211,16 @@ def test_a_put_never_replaces_what_stands_there(blobs, url, ledger, request) -> 
         blobs.get(digest)
 
 
+def test_what_a_killed_process_left_of_a_put_is_deleted_with_it(ledger) -> None:
+    digest, folder = BlobStore.digest_of(LARGE), ledger.directory / "blobs"
+    for names in ([f"{digest}#1"], [digest], [digest, f"{digest}#1", f"{digest}#2"]):
+        for name in names:  # none has a row yet: that comes after the object
+            (folder / name).write_bytes(LARGE)
+        (folder / f"{'0' * 64}#1").write_bytes(b"of another put")
+        transact(ledger.engine, lambda connection: ledger.blobs.discard(connection, digest))
+        assert [x.name for x in folder.iterdir()] == [f"{'0' * 64}#1"]
+
+
 @pytest.mark.parametrize("backend", ["s3", "gcp", "azure"])
 def test_no_error_repeats_a_secret(
     backend: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
